@@ -1,0 +1,53 @@
+# make demo   the whole idea in a few minutes, no GPU needed
+# make test   the tests of rung 1 (any machine)
+# make lint   ruff and mypy
+# make gpu    rung 2 in the environment at hand: tests, every kernel against the reference, benchmarks
+# make sanitize   the kernels under NVIDIA's compute-sanitizer (needs a GPU)
+# make docs   regenerate the pages that are made from declarations
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TOP := bindings kernels plugins harness graph_api
+
+.PHONY: demo test lint gpu sanitize docs clean
+
+$(STAMP): pyproject.toml setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip setuptools
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on --constraint constraints.txt \
+	  --editable '.[cuda12,test]' | grep -v 'already satisfied' || true
+	$(BIN)/python -m pip check
+	touch $@
+
+demo: $(STAMP)
+	@$(BIN)/python examples/demo.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+# mypy looks for packages on disk, not in the editable install's mapping: it is shown the tree under its import names.
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@mkdir -p build/typing && rm -rf build/typing/trtforge && mkdir build/typing/trtforge
+	@for name in $(TOP); do ln -sfn ../../../$$name build/typing/trtforge/$$name; done
+	@for file in trtforge/*.py; do ln -sf ../../../$$file build/typing/trtforge/; done
+	cd build/typing && ../../$(BIN)/mypy --config-file ../../pyproject.toml trtforge
+
+gpu:
+	$(PYTHON) -m pytest -q -m gpu tests
+	$(PYTHON) -m trtforge check --device cuda
+	$(PYTHON) -m pytest -q -m gpu benchmarks
+
+sanitize:
+	for tool in memcheck racecheck synccheck initcheck; do \
+	  compute-sanitizer --tool $$tool --error-exitcode 3 $(PYTHON) -m trtforge.harness.sanitize || exit 1; \
+	done
+
+docs: $(STAMP)
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf build $(VENV)

@@ -1,0 +1,186 @@
+"""Arrays in and out: NumPy, CuPy, PyTorch, JAX, and anything with DLPack or the CUDA array interface.
+
+A :class:`View` is where an array lies and what it holds; making one copies nothing. :class:`Array` is the kit's own
+device array for element types that CuPy does not know (fp8); its storage is a CuPy allocation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from trtforge.bindings.device import require_gpu
+from trtforge.bindings.dtypes import DTYPES, dtype, name_of
+from trtforge.bindings.errors import ContractError
+from trtforge.bindings.optional import require
+
+
+@dataclass(frozen=True)
+class View:
+    """Where an array lies: ``pointer`` (0 for host arrays), ``shape``, ``dtype`` name, ``device`` "cpu" or "cuda:N"."""
+
+    pointer: int
+    shape: tuple[int, ...]
+    dtype: str
+    device: str
+    contiguous: bool
+    framework: str
+    owner: Any
+
+
+class Array:
+    """A contiguous device array of any element type of the kit.
+
+    ``storage`` is a CuPy array of unsigned integers of the element's size; ``dtype`` is the kit's name. Exchange:
+    ``to_numpy()``, ``to_torch()``, and the CUDA array interface (8-bit floats appear as uint8).
+    """
+
+    def __init__(self, storage: Any, dtype_name: str):
+        self.storage = storage
+        self.dtype = dtype_name
+        self.shape: tuple[int, ...] = tuple(storage.shape)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return self.storage.__cuda_array_interface__
+
+    def to_numpy(self) -> np.ndarray:
+        """A copy on the host, with the ml_dtypes type where NumPy has none."""
+        return self.storage.get().view(dtype(self.dtype).numpy)
+
+    def to_torch(self) -> Any:
+        """The same memory as a PyTorch tensor."""
+        torch = require("torch", "to_torch()")
+        return torch.from_dlpack(self.storage).view(_torch_dtypes()[self.dtype])
+
+    def __repr__(self) -> str:
+        return f"Array(shape={self.shape}, dtype={self.dtype}, device=cuda:{self.storage.device.id})"
+
+
+@cache
+def _torch_dtypes() -> dict[str, Any]:
+    torch = require("torch", "exchanging arrays with PyTorch")
+    return {name: getattr(torch, name) for name in DTYPES if hasattr(torch, name)}
+
+
+@cache
+def _torch_names() -> dict[Any, str]:
+    return {v: k for k, v in _torch_dtypes().items()}
+
+
+def _numpy_view(a: Any) -> View:
+    return View(a.ctypes.data, a.shape, name_of(a.dtype), "cpu", a.flags.c_contiguous, "numpy", a)
+
+
+def _cupy_view(a: Any) -> View:
+    return View(a.data.ptr, a.shape, name_of(a.dtype), f"cuda:{a.device.id}", a.flags.c_contiguous, "cupy", a)
+
+
+def _forge_view(a: Array) -> View:
+    s = a.storage
+    return View(s.data.ptr, a.shape, a.dtype, f"cuda:{s.device.id}", s.flags.c_contiguous, "forge", a)
+
+
+def _torch_view(a: Any) -> View:
+    name = _torch_names().get(a.dtype)
+    if name is None:
+        raise ContractError(f"PyTorch tensors of {a.dtype} are not accepted; convert to one of: {', '.join(DTYPES)}")
+    where = f"cuda:{a.device.index}" if a.device.type == "cuda" else a.device.type
+    return View(a.data_ptr(), tuple(a.shape), name, where, a.is_contiguous(), "torch", a)
+
+
+def _jax_view(a: Any) -> View:
+    where = next(iter(a.devices()))
+    if where.platform == "cpu":
+        return _numpy_view(np.asarray(a))
+    pointer = a.addressable_data(0).unsafe_buffer_pointer()
+    return View(pointer, tuple(a.shape), name_of(a.dtype), f"cuda:{where.local_hardware_id}", True, "jax", a)
+
+
+_BY_MODULE: dict[str, Callable[[Any], View]] = {
+    "numpy": _numpy_view,
+    "ml_dtypes": _numpy_view,
+    "cupy": _cupy_view,
+    "torch": _torch_view,
+    "jax": _jax_view,
+    "jaxlib": _jax_view,
+}
+_BY_TYPE: dict[type, Callable[[Any], View]] = {Array: _forge_view}
+
+
+def view(array: Any, name: str = "array") -> View:
+    """Look at an array without copying it. Raises ContractError for what is no array or an unknown element type."""
+    kind = type(array)
+    reader = _BY_TYPE.get(kind)
+    if reader is None:
+        reader = next(
+            (_BY_MODULE[root] for base in kind.__mro__ if (root := base.__module__.partition(".")[0]) in _BY_MODULE),
+            _exchanged_view,
+        )
+        _BY_TYPE[kind] = reader
+    try:
+        return reader(array)
+    except ContractError as error:
+        raise ContractError(f"{name}: {error}") from None
+
+
+def _exchanged_view(a: Any) -> View:
+    if hasattr(a, "__cuda_array_interface__") or (hasattr(a, "__dlpack_device__") and a.__dlpack_device__()[0] == 2):
+        require_gpu("reading a device array")
+        cupy = require("cupy", "exchanging arrays through DLPack")
+        mapped = cupy.asarray(a) if hasattr(a, "__cuda_array_interface__") else cupy.from_dlpack(a)
+        return _cupy_view(mapped)
+    if hasattr(a, "__dlpack__"):
+        return _numpy_view(np.from_dlpack(a))
+    raise ContractError(
+        f"a {type(a).__name__} was given; accepted: NumPy, CuPy, PyTorch and JAX arrays, trtforge.Array, and anything "
+        "with DLPack or the CUDA array interface"
+    )
+
+
+def to_device(array: np.ndarray) -> Array:
+    """Copy a host array to the current device."""
+    require_gpu("copying an array to the device")
+    cupy = require("cupy", "device arrays")
+    kind = dtype(name_of(array.dtype))
+    return Array(cupy.asarray(np.ascontiguousarray(array).view(kind.storage)), kind.name)
+
+
+def empty(shape: tuple[int, ...], dtype_name: str) -> Array:
+    """An uninitialized device array."""
+    require_gpu("allocating a device array")
+    cupy = require("cupy", "device arrays")
+    return Array(cupy.empty(shape, dtype(dtype_name).storage), dtype_name)
+
+
+def empty_like_framework(view_of_input: View, shape: tuple[int, ...], dtype_name: str) -> Any:
+    """An uninitialized device array of the framework (and on the device) that an input came from."""
+    if view_of_input.framework == "torch":
+        torch = require("torch", "PyTorch outputs")
+        return torch.empty(shape, dtype=_torch_dtypes()[dtype_name], device=view_of_input.owner.device)
+    if view_of_input.framework == "cupy" and not dtype_name.startswith("float8"):
+        return require("cupy", "CuPy outputs").empty(shape, dtype(dtype_name).numpy)
+    return empty(shape, dtype_name)
+
+
+def finish(array: Any, framework: str) -> Any:
+    """Turn an output into what the caller's framework expects (JAX takes the memory through DLPack)."""
+    if framework == "jax" and isinstance(array, Array):
+        if array.dtype.startswith("float8"):
+            return array
+        jax = require("jax", "JAX outputs")
+        return jax.dlpack.from_dlpack(array.storage.view(dtype(array.dtype).numpy))
+    return array
+
+
+def current_stream(framework: str) -> int:
+    """The CUstream handle that a framework launches on now."""
+    if framework == "torch":
+        return require("torch", "PyTorch streams").cuda.current_stream().cuda_stream
+    if framework in ("cupy", "forge"):
+        return require("cupy", "CuPy streams").cuda.get_current_stream().ptr
+    return 0

@@ -1,0 +1,222 @@
+"""Loading machine code and launching it.
+
+A :class:`Launcher` is one kernel with one geometry: everything but the pointers and the stream is prepared, so that a
+launch writes a few integers into a prepared argument block and makes one driver call. Launches can be captured in a
+CUDA graph.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trtforge.bindings.binary import Binary
+from trtforge.bindings.device import checked, current_ordinal, device, driver
+from trtforge.bindings.dtypes import DType
+from trtforge.bindings.errors import ContractError, DeclarationError, DeviceError
+
+_GRID_LIMIT = (2**31 - 1, 65535, 65535)
+_DEFAULT_SHARED = 48 * 1024
+_TENSOR_MAPS_KEPT = 64
+
+_loaded: dict[tuple[int, str], Any] = {}
+_loading = threading.Lock()
+
+
+def load(binary: Binary) -> Any:
+    """The binary's kernel on the current device (a CUkernel); loaded once per process."""
+    ordinal = current_ordinal()
+    key = (ordinal, binary.key)
+    with _loading:
+        if key not in _loaded:
+            cu = driver()
+            try:
+                library = checked(cu.cuLibraryLoadData(binary.cubin, [], [], 0, [], [], 0))
+                kernel = checked(cu.cuLibraryGetKernel(library, binary.entry.encode()))
+            except DeviceError as error:
+                found = device(ordinal)
+                raise DeviceError(
+                    f"the kernel {binary.entry!r} built for {binary.arch} by {binary.compiler} cannot be loaded on "
+                    f"{found.name} ({found.architecture.name}): {error}"
+                ) from error
+            _loaded[key] = kernel
+    return _loaded[key]
+
+
+@dataclass(frozen=True)
+class TensorMapSpec:
+    """A TMA descriptor with numbers filled in; see :class:`trtforge.kernels.contract.TensorMap`.
+
+    ``slot`` is the index of the tensor's pointer among the launch's pointers.
+    """
+
+    slot: int
+    dtype: DType
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, ...]
+    swizzle: int
+
+    def check(self, where: str) -> None:
+        """The driver's rules (CUDA driver API, cuTensorMapEncodeTiled), with the numbers at fault."""
+        size = self.dtype.itemsize
+        if not 1 <= len(self.shape) <= 5 or len(self.box) != len(self.shape):
+            raise DeclarationError(f"{where}: a tensor map has 1 to 5 dimensions and a box of the same rank")
+        if any(not 1 <= b <= 256 for b in self.box):
+            raise DeclarationError(f"{where}: box {self.box} must be within 1..256 in each dimension")
+        if self.swizzle and self.box[0] * size > self.swizzle:
+            raise DeclarationError(
+                f"{where}: the box is {self.box[0] * size} bytes wide, more than its swizzle of {self.swizzle}"
+            )
+        if any(s * size % 16 for s in self.strides):
+            raise ContractError(
+                f"{where}: strides {self.strides} elements of {size} bytes must be multiples of 16 bytes"
+            )
+
+
+def encode_tensor_map(spec: TensorMapSpec, pointer: int) -> bytes:
+    """The 128-byte descriptor of a tensor at ``pointer``."""
+    cu = driver()
+    kind = cu.CUtensorMapDataType
+    types = {
+        "float16": kind.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+        "bfloat16": kind.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        "float32": kind.CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+        "int32": kind.CU_TENSOR_MAP_DATA_TYPE_INT32,
+    }
+    swizzles = cu.CUtensorMapSwizzle
+    rank = len(spec.shape)
+    size = spec.dtype.itemsize
+    encoded = checked(
+        cu.cuTensorMapEncodeTiled(
+            types.get(spec.dtype.name, kind.CU_TENSOR_MAP_DATA_TYPE_UINT8),
+            rank,
+            pointer,
+            [cu.cuuint64_t(n) for n in spec.shape],
+            [cu.cuuint64_t(n * size) for n in spec.strides],
+            [cu.cuuint32_t(n) for n in spec.box],
+            [cu.cuuint32_t(1)] * rank,
+            cu.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+            {
+                0: swizzles.CU_TENSOR_MAP_SWIZZLE_NONE,
+                32: swizzles.CU_TENSOR_MAP_SWIZZLE_32B,
+                64: swizzles.CU_TENSOR_MAP_SWIZZLE_64B,
+                128: swizzles.CU_TENSOR_MAP_SWIZZLE_128B,
+            }[spec.swizzle],
+            cu.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            cu.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    )
+    return ctypes.string_at(int(encoded.getPtr()), 128)
+
+
+class Launcher:
+    """One kernel with one geometry, ready to be launched on any pointers and stream.
+
+    ``inputs`` and ``outputs`` count pointers; scalars stand between them; tensor maps and Triton's (null) scratch
+    pointers follow. Raises ContractError for a grid, block or shared memory that the device refuses.
+    """
+
+    def __init__(
+        self,
+        binary: Binary,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        shared: int,
+        inputs: int,
+        outputs: int,
+        scalars: Sequence[int] = (),
+        tensor_maps: Sequence[TensorMapSpec] = (),
+        cluster: tuple[int, int, int] | None = None,
+    ):
+        cu = driver()
+        self.binary = binary
+        self.kernel = load(binary)
+        self._lock = threading.Lock()
+        self._maps = tuple(tensor_maps)
+        self._encoded: OrderedDict[tuple[int, ...], bytes] = OrderedDict()
+        limit = device(current_ordinal()).architecture.smem_per_block
+        if shared + binary.resources.static_shared > limit:
+            raise ContractError(
+                f"{binary.entry}: {shared} bytes of dynamic and {binary.resources.static_shared} of static shared "
+                f"memory exceed the {limit} bytes that a block may have here; choose a smaller tactic"
+            )
+        for axis, (size, most) in enumerate(zip(grid, _GRID_LIMIT)):
+            if not 1 <= size <= most:
+                raise ContractError(f"{binary.entry}: grid {grid}: axis {'xyz'[axis]} must be within 1..{most}")
+        if shared > _DEFAULT_SHARED:
+            attribute = cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            handle = checked(cu.cuDeviceGet(current_ordinal()))
+            checked(cu.cuKernelSetAttribute(attribute, shared, self.kernel, handle))
+
+        for value in scalars:
+            if not -(2**31) <= value < 2**31:
+                raise ContractError(f"{binary.entry}: the scalar {value} does not fit 32 bits; split the call")
+        scratch = binary.metadata.get("scratch_parameters", 0)
+        if binary.metadata.get("global_scratch_size", 0) or binary.metadata.get("profile_scratch_size", 0):
+            raise DeclarationError(f"{binary.entry}: needs Triton scratch memory, which the kit does not provide")
+
+        self._pointers = (ctypes.c_uint64 * max(1, inputs + outputs))()
+        self._scalars = (ctypes.c_int32 * max(1, len(scalars)))(*scalars)
+        self._map_bytes = (ctypes.c_char * (128 * max(1, len(self._maps)) + 64))()
+        self._scratch = ctypes.c_uint64(0)
+        maps_at = self._maps_at = -(-ctypes.addressof(self._map_bytes) // 64) * 64
+        pointer_at = ctypes.addressof(self._pointers)
+        addresses = [pointer_at + 8 * i for i in range(inputs)]
+        addresses += [ctypes.addressof(self._scalars) + 4 * i for i in range(len(scalars))]
+        addresses += [pointer_at + 8 * (inputs + i) for i in range(outputs)]
+        addresses += [maps_at + 128 * i for i in range(len(self._maps))]
+        addresses += [ctypes.addressof(self._scratch)] * scratch
+        self._arguments = (ctypes.c_void_p * max(1, len(addresses)))(*addresses)
+        self._arguments_at = ctypes.addressof(self._arguments)
+        self._count = inputs + outputs
+
+        self._call: Callable[[int], Any]
+        function = cu.CUfunction(int(self.kernel))
+        if cluster is None:
+            shape = (*grid, *block, shared)
+            launch = cu.cuLaunchKernel
+
+            def call(stream: int) -> Any:
+                return launch(function, *shape, stream, self._arguments_at, 0)
+
+        else:
+            config = cu.CUlaunchConfig()
+            config.gridDimX, config.gridDimY, config.gridDimZ = grid
+            config.blockDimX, config.blockDimY, config.blockDimZ = block
+            config.sharedMemBytes = shared
+            attribute = cu.CUlaunchAttribute()
+            attribute.id = cu.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+            attribute.value.clusterDim.x, attribute.value.clusterDim.y, attribute.value.clusterDim.z = cluster
+            config.attrs = [attribute]
+            config.numAttrs = 1
+            launch_ex = cu.cuLaunchKernelEx
+
+            def call(stream: int) -> Any:
+                config.hStream = cu.CUstream(stream)
+                return launch_ex(config, function, self._arguments_at, 0)
+
+        self._call = call
+
+    def __call__(self, pointers: Sequence[int], stream: int = 0) -> None:
+        """Launch on device pointers (inputs, then outputs) and a CUstream handle. Does not wait."""
+        if len(pointers) != self._count:
+            raise ContractError(f"{self.binary.entry}: {len(pointers)} pointers were given, {self._count} are needed")
+        with self._lock:
+            self._pointers[: self._count] = list(pointers)
+            if self._maps:
+                key = tuple(pointers)
+                encoded = self._encoded.get(key)
+                if encoded is None:
+                    encoded = b"".join(encode_tensor_map(m, pointers[m.slot]) for m in self._maps)
+                    self._encoded[key] = encoded
+                    if len(self._encoded) > _TENSOR_MAPS_KEPT:
+                        self._encoded.popitem(last=False)
+                ctypes.memmove(self._maps_at, encoded, len(encoded))
+            status = self._call(stream)[0]
+        if status:
+            checked((status,))

@@ -1,0 +1,145 @@
+"""Triton to machine code for an explicit target, on any machine."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from trtforge.bindings import cache as kernel_cache
+from trtforge.bindings.binary import Binary, Parameter, entry_parameters, report_resources
+from trtforge.bindings.errors import CompileError, DeclarationError, ForgeError
+from trtforge.bindings.optional import require
+
+#: Tactic parameters that are options of Triton's compiler and not constants of the kernel.
+OPTIONS = frozenset({"num_warps", "num_stages", "num_ctas", "maxnreg", "enable_fp_fusion"})
+
+_WARP_SIZE = 32
+
+
+@cache
+def version() -> str:
+    return str(require("triton", "compiling Triton kernels").__version__)
+
+
+def tool(name: str) -> Path:
+    """A CUDA tool that ships in Triton's wheel: cuobjdump, nvdisasm, ptxas, ptxas-blackwell."""
+    triton = require("triton", f"running {name}, which ships with Triton,")
+    return Path(str(triton.__file__)).parent / "backends" / "nvidia" / "bin" / name
+
+
+def compile_triton(
+    fn: Any,
+    signature: Mapping[str, str],
+    constants: Mapping[str, Any],
+    arch: str,
+    aligned: tuple[str, ...] = (),
+    options: Mapping[str, Any] | None = None,
+) -> Binary:
+    """Compile a ``@triton.jit`` function for ``arch``.
+
+    ``signature``: run-time parameters in order, such as ``{"x_ptr": "*fp16", "M": "i32"}``; ``constants``: values of
+    the ``tl.constexpr`` parameters; ``aligned``: pointers promised to be multiples of 16 bytes. Raises CompileError.
+    """
+    require("triton", "compiling Triton kernels")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from triton.compiler import compile as triton_compile
+    from triton.runtime.jit import JITFunction
+
+    if not isinstance(fn, JITFunction):
+        raise DeclarationError(
+            f"{getattr(fn, '__name__', fn)!r} is not a compiled @triton.jit function (it is {type(fn).__name__}); "
+            "decorate it with @triton.jit, and do not set TRITON_INTERPRET when kernels are to be compiled"
+        )
+    capability = int(re.sub(r"\D", "", arch))
+    names = list(fn.arg_names)
+    order = [name for name in names if name in signature]
+    if order != list(signature):
+        raise DeclarationError(
+            f"{fn.__name__}: run-time parameters must come in the order {list(signature)} (inputs, int32 scalars, "
+            f"outputs), but the function has {order}"
+        )
+    unknown = [name for name in names if name not in signature and name not in constants]
+    if unknown:
+        raise DeclarationError(
+            f"{fn.__name__}: no value for {', '.join(unknown)}; known constants: {', '.join(constants) or 'none'}"
+        )
+    constexprs = {name: constants[name] for name in names if name in constants}
+    full = {name: signature.get(name, "constexpr") for name in names}
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    chosen = dict(options or {})
+    key = kernel_cache.key_of(
+        {
+            "language": "triton",
+            "compiler": version(),
+            "arch": arch,
+            "source": fn.cache_key,
+            "signature": full,
+            "constants": {k: repr(v) for k, v in constexprs.items()},
+            "aligned": aligned,
+            "options": chosen,
+        }
+    )
+    cached = kernel_cache.load(key)
+    if cached is not None:
+        return cached
+    try:
+        source = ASTSource(fn=fn, signature=full, constexprs=constexprs, attrs=attributes)
+        compiled = triton_compile(source, target=GPUTarget("cuda", capability, _WARP_SIZE), options=chosen)
+    except ForgeError:
+        raise
+    except Exception as error:  # Triton raises its own, LLVM's and MLIR's kinds; all mean the same here
+        place = f"{fn.fn.__code__.co_filename}:{fn.fn.__code__.co_firstlineno}"
+        raise CompileError(f"{place}: {fn.__name__} did not compile for {arch}:\n{error}") from error
+    ptx = compiled.asm["ptx"]
+    metadata = compiled.metadata
+    entry = metadata.name
+    log = _ptxas_report(ptx, capability)
+    parameters = entry_parameters(ptx, entry)
+    binary = Binary(
+        language="triton",
+        entry=entry,
+        arch=arch,
+        cubin=compiled.asm["cubin"],
+        ptx=ptx,
+        log=log,
+        parameters=parameters,
+        resources=report_resources(log, entry),
+        key=key,
+        compiler=f"Triton {version()}",
+        metadata={
+            "shared": metadata.shared,
+            "num_warps": metadata.num_warps,
+            "num_ctas": metadata.num_ctas,
+            "global_scratch_size": getattr(metadata, "global_scratch_size", 0),
+            "profile_scratch_size": getattr(metadata, "profile_scratch_size", 0),
+            "scratch_parameters": _scratch_parameters(parameters, len(signature)),
+        },
+    )
+    kernel_cache.store(binary)
+    return binary
+
+
+def _scratch_parameters(parameters: tuple[Parameter, ...], declared: int) -> int:
+    extra = parameters[declared:]
+    if any(p.kind != "pointer" for p in extra):
+        raise CompileError(f"Triton added parameters of an unknown kind: {extra}")
+    return len(extra)
+
+
+def _ptxas_report(ptx: str, capability: int) -> str:
+    program = tool("ptxas-blackwell" if capability >= 100 else "ptxas")
+    target = re.search(r"^\.target\s+(\w+)", ptx, re.M)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(ptx)
+        command = [str(program), "-v", f"--gpu-name={target[1] if target else f'sm_{capability}'}", str(source)]
+        done = subprocess.run([*command, "-o", str(Path(folder) / "out")], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CompileError(f"{program.name} refused Triton's PTX:\n{done.stderr}")
+    return done.stderr

@@ -1,0 +1,188 @@
+"""``trtforge check``: every kernel, tactic, case and dtype against the op's reference.
+
+On a GPU every combination is launched, outputs poisoned before, guard bands around. On a CPU Triton kernels run in
+Triton's interpreter and CUDA kernels are compiled for every architecture they name and verified statically:
+parameters against the declaration, spills, shared memory, occupancy.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from trtforge.bindings import device as gpu
+from trtforge.bindings.architectures import INSPECTED, architecture
+from trtforge.bindings.errors import UsageError
+from trtforge.bindings.optional import available
+from trtforge.bindings.triton_compiler import OPTIONS as TRITON_OPTIONS
+from trtforge.harness import pool
+from trtforge.harness.jobs import Job, Row, row_of
+from trtforge.kernels import registry
+from trtforge.kernels.compile import constants_of
+from trtforge.kernels.contract import Case
+from trtforge.kernels.op import Kernel, Op
+
+#: The target that the interpreter imitates where a declaration asks for the device's size.
+_IMITATED = "sm_90a"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A job to run, or a row that is already known to be skipped."""
+
+    job: Job | None
+    row: Row | None = None
+
+
+def _selected_ops(op: str | None, loads: Sequence[str]) -> list[Op]:
+    registry.load_builtin()
+    for target in loads:
+        registry.load(target)
+    return [registry.get(op)] if op else registry.ops()
+
+
+def _kernels(op: Op, kernel: str | None) -> list[Kernel]:
+    return [op.kernel_named(kernel)] if kernel else op.kernels
+
+
+def _skipped(job: Job, op: Op, kernel: Kernel, case: Case, reason: str) -> Planned:
+    row = row_of(job, op, kernel, case)
+    row.status, row.reason = "skipped", reason
+    return Planned(None, row)
+
+
+def plan_device(op: Op, kernels: Sequence[Kernel], seeds: tuple[int, ...], tags: frozenset[str]) -> Iterator[Planned]:
+    """Jobs for the GPU at hand: the whole product, cases outermost so that a reference is computed once."""
+    target = gpu.current_device().architecture
+    for index, case in enumerate(op.cases):
+        if set(case.tags) - tags:
+            continue
+        for dtypes in op.dtype_combinations(case):
+            binding = op.bind_case(case, dtypes)
+            for kernel in kernels:
+                for tactic in range(len(kernel.tactics)):
+                    job = Job("cuda", op.name, kernel.name, tactic, index, dtypes, target.name, seeds)
+                    reason = kernel.refusal(binding, tactic, target)
+                    if reason:
+                        yield _skipped(job, op, kernel, case, f"{kernel.name} {reason}")
+                    else:
+                        yield Planned(job)
+
+
+def plan_interpreter(op: Op, kernels: Sequence[Kernel], seeds: tuple[int, ...]) -> Iterator[Planned]:
+    """Jobs for Triton's interpreter: small cases, tactics that differ in more than compiler options."""
+    target = architecture(_IMITATED)
+    for index, case in enumerate(op.cases):
+        if case.tags:
+            continue
+        for dtypes in op.dtype_combinations(case):
+            binding = op.bind_case(case, dtypes)
+            for kernel in kernels:
+                if kernel.language != "triton":
+                    continue
+                seen = set()
+                for tactic, parameters in enumerate(kernel.tactics):
+                    shape = tuple((k, v) for k, v in parameters.items() if k not in TRITON_OPTIONS)
+                    if shape in seen:
+                        continue
+                    seen.add(shape)
+                    job = Job("interpret", op.name, kernel.name, tactic, index, dtypes, _IMITATED, seeds)
+                    reason = kernel.refusal(binding, tactic, target)
+                    if reason:
+                        yield _skipped(job, op, kernel, case, f"{kernel.name} {reason}")
+                    else:
+                        yield Planned(job)
+
+
+def plan_compile(
+    op: Op, kernels: Sequence[Kernel], architectures: Sequence[str], every_case: bool
+) -> Iterator[Planned]:
+    """Compile jobs: each kernel, tactic, dtype and architecture once, or each distinct specialization."""
+    for kernel in kernels:
+        for tactic in range(len(kernel.tactics)):
+            for arch in architectures:
+                target = architecture(arch)
+                if not kernel.serves(target):
+                    continue
+                seen: set[object] = set()
+                for index in sorted(range(len(op.cases)), key=lambda i: "bench" not in op.cases[i].tags):
+                    case = op.cases[index]
+                    for dtypes in op.dtype_combinations(case):
+                        binding = op.bind_case(case, dtypes)
+                        if kernel.refusal(binding, tactic, target):
+                            continue
+                        launch = kernel.launch(binding, tactic, target)
+                        constants = constants_of(kernel, binding, tactic, launch) if every_case else {}
+                        key = (tuple(binding.dtypes.items()), tuple(constants.items()))
+                        if key in seen:
+                            continue
+                        seen.add(key)
+                        yield Planned(Job("compile", op.name, kernel.name, tactic, index, dtypes, arch))
+
+
+def check(
+    op: str | None = None,
+    *,
+    kernel: str | None = None,
+    device: str = "auto",
+    loads: Sequence[str] = (),
+    architectures: Sequence[str] = INSPECTED,
+    every_case: bool = False,
+    include: Sequence[str] = ("gpu",),
+    seeds: Sequence[int] = (0, 1),
+    workers: int | None = None,
+    on_start: Callable[[int], None] | None = None,
+    on_row: Callable[[Row], None] | None = None,
+) -> list[Row]:
+    """Check one op (or all) and return a row per combination.
+
+    ``device``: "cuda", "cpu", or "auto" (the GPU when there is one). ``include``: tags of cases that also run on a
+    GPU ("bench" adds the benchmark shapes). ``loads``: files or modules that declare further ops. ``on_start`` is
+    told the number of jobs, ``on_row`` each row. Raises UnknownNameError, UsageError, DeviceError.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"device is {device!r}; accepted: auto, cpu, cuda")
+    if device == "cuda":
+        gpu.require_gpu("check --device cuda")
+    on_gpu = device == "cuda" or (device == "auto" and gpu.has_gpu())
+    cores = workers or os.cpu_count() or 1
+    planned: dict[str, list[Planned]] = {"cuda": [], "interpret": [], "compile": []}
+    for one in _selected_ops(op, loads):
+        chosen = _kernels(one, kernel)
+        if on_gpu:
+            planned["cuda"] += plan_device(one, chosen, tuple(seeds), frozenset(include))
+        else:
+            if available("triton"):
+                planned["interpret"] += plan_interpreter(one, chosen, tuple(seeds[:1]))
+            planned["compile"] += plan_compile(one, chosen, architectures, every_case)
+    if on_start:
+        on_start(sum(1 for items in planned.values() for item in items if item.job))
+    if on_gpu:
+        _warm_cache([item.job for item in planned["cuda"] if item.job], loads, cores)
+    rows: list[Row] = []
+    for mode, items in planned.items():
+        jobs = [item.job for item in items if item.job]
+        done = iter(pool.run_jobs(mode, jobs, loads, 1 if mode == "cuda" else cores, on_row=on_row))
+        rows += [item.row if item.row is not None else next(done) for item in items]
+    return rows
+
+
+def _warm_cache(jobs: Sequence[Job], loads: Sequence[str], workers: int) -> None:
+    """Compile everything in parallel before the one process that launches asks for it."""
+    unique: dict[object, Job] = {}
+    for job in jobs:
+        op = registry.get(job.op)
+        kernel = op.kernel_named(job.kernel)
+        binding = op.bind_case(op.cases[job.case], job.dtypes)
+        target = gpu.current_device().architecture
+        launch = kernel.launch(binding, job.tactic, target)
+        constants = constants_of(kernel, binding, job.tactic, launch)
+        key = (job.op, job.kernel, job.tactic, tuple(binding.dtypes.items()), tuple(constants.items()))
+        unique.setdefault(key, Job("compile", job.op, job.kernel, job.tactic, job.case, job.dtypes, target.name))
+    pool.run_jobs("compile", list(unique.values()), loads, workers)
+
+
+def summary(rows: Sequence[Row]) -> dict[str, int]:
+    """How many rows passed, failed and were skipped."""
+    return {status: sum(1 for r in rows if r.status == status) for status in ("passed", "failed", "skipped")}

@@ -1,0 +1,86 @@
+"""The unit of work of the harness: one kernel, tactic, case and dtype in one mode; and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from trtforge.kernels.contract import Case
+from trtforge.kernels.op import Kernel, Op
+
+#: How a job is carried out: in Triton's interpreter, by compiling and inspecting, on the GPU.
+MODES = ("interpret", "compile", "cuda")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One check. ``case`` is the index in the op's cases; ``arch`` matters to "compile"."""
+
+    mode: str
+    op: str
+    kernel: str
+    tactic: int
+    case: int
+    dtypes: Mapping[str, str]
+    arch: str
+    seeds: tuple[int, ...] = (0,)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Job:
+        return Job(**{**data, "seeds": tuple(data["seeds"])})
+
+
+@dataclass
+class Row:
+    """One line of ``check``.
+
+    ``device`` is where it ran; ``how`` is "launched", "interpreted", or "compiled for sm_90a" (not run at all).
+    ``status`` is passed, failed or skipped, with the ``reason``.
+    """
+
+    op: str
+    kernel: str
+    language: str
+    tactic: str
+    tactic_index: int
+    case: str
+    dtype: str
+    device: str
+    how: str
+    error: float | None = None
+    tolerance: float | None = None
+    status: str = "passed"
+    reason: str = ""
+    seconds: float = 0.0
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.error = None if self.error is None else float(self.error)  # JSON carries infinities as text
+
+
+def dtype_label(op: Op, dtypes: Mapping[str, str]) -> str:
+    """The dtypes of the inputs that are free to vary, "float16" or "x=float16 k=float8_e4m3fn"."""
+    free = [name for name, spec in op.inputs.items() if isinstance(spec.dtype, tuple) and name in dtypes]
+    if len({dtypes[name] for name in free}) == 1:
+        return dtypes[free[0]]
+    return " ".join(f"{name}={dtypes[name]}" for name in free) or "-"
+
+
+def row_of(job: Job, op: Op, kernel: Kernel, case: Case) -> Row:
+    """An empty row for a job."""
+    how = {"cuda": "launched", "interpret": "interpreted"}.get(job.mode, f"compiled for {job.arch}")
+    return Row(
+        op.name,
+        kernel.name,
+        kernel.language,
+        kernel.tactic_label(job.tactic),
+        job.tactic,
+        case.label,
+        dtype_label(op, job.dtypes),
+        "cuda" if job.mode == "cuda" else "cpu",
+        how,
+    )

@@ -1,0 +1,134 @@
+"""Worker processes for the harness: jobs in, rows out, a lost worker costs one row."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+
+from trtforge.harness.jobs import Job, Row, row_of
+from trtforge.kernels import registry
+
+#: Seconds after which a job's worker is ended and the job is reported as failed.
+TIME_LIMIT = 300.0
+
+
+class _Worker:
+    """One child process with its job loop."""
+
+    def __init__(self, mode: str, loads: Sequence[str]):
+        environment = dict(os.environ)
+        environment["TRITON_INTERPRET"] = "1" if mode == "interpret" else "0"
+        environment.setdefault("OMP_NUM_THREADS", "1" if mode == "interpret" else "8")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "trtforge.harness.worker", json.dumps(list(loads))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self.errors: list[str] = []
+        threading.Thread(target=self._drain, daemon=True).start()
+        self.ready = bool(self._read(TIME_LIMIT))
+
+    def _drain(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.errors = [*self.errors[-30:], line.rstrip()]
+
+    def _read(self, limit: float) -> str:
+        """One reply line; "" when the process has ended or was ended at the time limit."""
+        assert self.process.stdout is not None
+        expired = threading.Timer(limit, self.process.kill)
+        expired.start()
+        try:
+            return self.process.stdout.readline()
+        finally:
+            expired.cancel()
+
+    def run(self, job: Job, limit: float) -> Row | None:
+        """The row of a job, or None when the worker was lost over it."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(job.to_json()) + "\n")
+            self.process.stdin.flush()
+            reply = self._read(limit)
+        except (BrokenPipeError, OSError):
+            reply = ""
+        return Row(**json.loads(reply)) if reply else None
+
+    def close(self) -> None:
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        try:
+            self.process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def last_words(self) -> str:
+        self.process.wait()
+        code = self.process.returncode
+        fate = f"ended by signal {-code}" if code and code < 0 else f"ended with status {code}"
+        return f"{fate}: {' | '.join(self.errors[-4:])}" if self.errors else fate
+
+
+def run_jobs(
+    mode: str,
+    jobs: Sequence[Job],
+    loads: Sequence[str] = (),
+    workers: int = 1,
+    limit: float = TIME_LIMIT,
+    on_row: Callable[[Row], None] | None = None,
+) -> list[Row]:
+    """Run jobs of one mode in ``workers`` processes; rows come back in the order of the jobs."""
+    pending: queue.SimpleQueue[tuple[int, Job]] = queue.SimpleQueue()
+    for item in enumerate(jobs):
+        pending.put(item)
+    rows: dict[int, Row] = {}
+    reporting = threading.Lock()
+
+    def serve() -> None:
+        worker: _Worker | None = None
+        while True:
+            try:
+                index, job = pending.get_nowait()
+            except queue.Empty:
+                break
+            if worker is None or worker.process.poll() is not None:
+                worker = _Worker(mode, loads)
+            row = worker.run(job, limit) if worker.ready else None
+            if row is None:
+                row = _lost(job, worker, limit)
+                worker = None
+            with reporting:
+                rows[index] = row
+                if on_row is not None:
+                    on_row(row)
+        if worker is not None:
+            worker.close()
+
+    threads = [threading.Thread(target=serve) for _ in range(max(1, min(workers, len(jobs))))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [rows[i] for i in range(len(jobs))]
+
+
+def _lost(job: Job, worker: _Worker, limit: float) -> Row:
+    op = registry.get(job.op)
+    row = row_of(job, op, op.kernel_named(job.kernel), op.cases[job.case])
+    row.status = "failed"
+    row.reason = f"the process running it {worker.last_words()} (time limit {limit:g} s)"
+    return row
+
+
+def as_json(rows: Iterable[Row]) -> list[dict[str, object]]:
+    return [asdict(row) for row in rows]

@@ -1,0 +1,62 @@
+"""The kernels under compute-sanitizer: ``compute-sanitizer --tool memcheck python -m trtforge.harness.sanitize``.
+
+One process launches every kernel and tactic on a few small cases and the first tactic of each on all of them, then
+compares with the reference as ``check`` does. The tool adds its own verdict through ``--error-exitcode``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+
+from trtforge.bindings import device
+from trtforge.harness import on_device
+from trtforge.harness.compare import compare, tolerance_of
+from trtforge.kernels import registry
+from trtforge.kernels.contract import Case
+from trtforge.kernels.op import Kernel, Op
+
+CASES_PER_TACTIC = 2
+
+
+def launches(op: Op) -> Iterator[tuple[Kernel, int, Case, dict[str, str]]]:
+    """Kernels, tactics and small cases: all cases for the first tactic, a rotating few for the others."""
+    target = device.current_device().architecture
+    small = [case for case in op.cases if not case.tags]
+    for kernel in op.kernels:
+        served = [
+            (case, dtypes)
+            for case in small
+            for dtypes in op.dtype_combinations(case)
+            if kernel.refusal(op.bind_case(case, dtypes), 0, target) is None
+        ]
+        for tactic in range(len(kernel.tactics)):
+            some = served[tactic::5][:CASES_PER_TACTIC] if tactic else served
+            for case, dtypes in some or served[:1]:
+                if kernel.refusal(op.bind_case(case, dtypes), tactic, target) is None:
+                    yield kernel, tactic, case, dtypes
+
+
+def main(names: list[str]) -> int:
+    """Run the given ops, or all; returns 1 when a result is wrong."""
+    wrong = count = 0
+    for op in [registry.get(n) for n in names] or registry.ops():
+        for kernel, tactic, case, dtypes in launches(op):
+            inputs = op.sample_inputs(case, dtypes, seed=7)
+            expected = op.run_reference(inputs, case.attributes)
+            binding = op.bind_case(case, dtypes)
+            outputs = on_device.run(kernel, binding, tactic, inputs)
+            count += 1
+            for name, reference in expected.items():
+                found = compare(outputs[name], np.asarray(reference), tolerance_of(op, binding.dtypes[name]))
+                if not found.passed:
+                    wrong += 1
+                    print(f"WRONG {kernel} [{kernel.tactic_label(tactic)}] {case.label}: {name}: {found.reason}")
+    print(f"{count} launches, {wrong} wrong")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

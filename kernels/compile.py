@@ -1,0 +1,187 @@
+"""From a declared kernel and a bound call to verified machine code.
+
+Constants reach CUDA as macros and Triton as ``tl.constexpr`` parameters of the same names; see :func:`constants_of`.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trtforge.bindings.architectures import Architecture
+from trtforge.bindings.binary import Binary
+from trtforge.bindings.dtypes import dtype
+from trtforge.bindings.errors import DeclarationError
+from trtforge.bindings.nvrtc import compile_cuda
+from trtforge.bindings.triton_compiler import OPTIONS as TRITON_OPTIONS
+from trtforge.bindings.triton_compiler import compile_triton
+from trtforge.kernels.contract import Binding, Launch
+from trtforge.kernels.dims import constant_value
+from trtforge.kernels.op import Kernel
+from trtforge.kernels.registry import import_file
+
+KERNELS = Path(__file__).parent
+TENSOR_MAP_BYTES = 128
+
+
+def constants_of(kernel: Kernel, binding: Binding, tactic: int, launch: Launch) -> dict[str, Any]:
+    """Every compile-time constant by name: tactic parameters, launch constants, attributes, HAS_<optional>."""
+    op = kernel.op
+    groups = [
+        {k: v for k, v in kernel.tactics[tactic].items() if k not in TRITON_OPTIONS},
+        dict(launch.constants),
+        {name.upper(): value for name, value in binding.attributes.items()},
+        {f"HAS_{name.upper()}": int(present) for name, present in binding.has.items()},
+    ]
+    constants: dict[str, Any] = {}
+    for group in groups:
+        for name, value in group.items():
+            if name in constants:
+                raise DeclarationError(f"{op.name}/{kernel.name}: two constants are called {name!r}; rename one")
+            if not isinstance(value, (bool, float, str)):
+                known = constant_value(value)
+                if known is None:
+                    raise DeclarationError(
+                        f"{op.name}/{kernel.name}: the constant {name} = {value} depends on a dimension that is not "
+                        "known here; it must be static where this kernel is compiled"
+                    )
+                value = known
+            constants[name] = value
+    return constants
+
+
+def _macro(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, float):
+        return f"({_float_literal(value)})"
+    return str(value)
+
+
+def _float_literal(value: float) -> str:
+    if value in (float("inf"), float("-inf")):
+        return f"{'-' if value < 0 else ''}__int_as_float(0x7f800000)"
+    return f"{float(np.float32(value)).hex()}f"
+
+
+def defines_of(kernel: Kernel, binding: Binding, constants: dict[str, Any]) -> dict[str, str]:
+    """The macros of a CUDA kernel, element types among them."""
+    op = kernel.op
+    defines = {f"{name}_t": dtype(kind).cpp for name, kind in binding.dtypes.items()}
+    for name, value in constants.items():
+        if isinstance(value, str):
+            choices = next((a.choices for n, a in op.attributes.items() if n.upper() == name), None)
+            if choices is None:
+                raise DeclarationError(
+                    f"{op.name}/{kernel.name}: the string constant {name} = {value!r} reaches CUDA only as an "
+                    "attribute with choices; use a number"
+                )
+            for index, choice in enumerate(choices):
+                defines[f"{name}_{choice.upper()}"] = str(index)
+            defines[name] = f"{name}_{value.upper()}"
+        else:
+            defines[name] = _macro(value)
+    return defines
+
+
+def compile_kernel(kernel: Kernel, binding: Binding, tactic: int, target: Architecture) -> Binary:
+    """Compile one kernel for one call and target, and hold its parameter list against the declaration.
+
+    Raises CompileError (the compiler's lines) or DeclarationError (parameters that do not match).
+    """
+    launch = kernel.launch(binding, tactic, target)
+    constants = constants_of(kernel, binding, tactic, launch)
+    if kernel.language == "cuda":
+        binary = compile_cuda(
+            kernel.source.path,
+            kernel.source.entry,
+            target.name,
+            defines_of(kernel, binding, constants),
+            include=(KERNELS,),
+        )
+    else:
+        binary = _compile_triton(kernel, binding, tactic, target, launch, constants)
+    verify_parameters(kernel, binding, launch, binary)
+    return binary
+
+
+@lru_cache(maxsize=256)
+def _load_module(path: Path, stamp: int) -> Any:
+    return import_file(path)
+
+
+def triton_function(kernel: Kernel) -> Any:
+    """The ``@triton.jit`` function of a Triton kernel, loaded from its file (anew when the file has changed)."""
+    from trtforge.bindings.optional import require
+
+    require("triton", f"the kernel {kernel}")
+    module = _load_module(kernel.source.path, kernel.source.path.stat().st_mtime_ns)
+    fn = getattr(module, kernel.source.entry, None)
+    if fn is None:
+        raise DeclarationError(f"{kernel.source.path} has no function {kernel.source.entry!r} for {kernel}")
+    return fn
+
+
+def triton_arguments(
+    kernel: Kernel, arg_names: list[str], binding: Binding, launch: Launch, constants: dict[str, Any]
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Sort a Triton kernel's parameters into (run-time parameter -> what it carries, constexpr -> value).
+
+    Run-time parameters carry ``"*<tensor name>"`` or ``"i32"``. Parameters that are not constants are taken in the
+    order inputs, scalars, outputs; an absent optional input becomes the constant None.
+    """
+    op = kernel.op
+    constexprs = {name: constants[name] for name in arg_names if name in constants}
+    rest = [name for name in arg_names if name not in constants]
+    slots = [*op.inputs, *(None for _ in launch.scalars), *op.outputs]
+    if len(rest) != len(slots):
+        raise DeclarationError(
+            f"{kernel}: the function has {len(rest)} parameters that are not constants ({', '.join(rest)}), but the "
+            f"declaration gives {len(op.inputs)} inputs, {len(launch.scalars)} scalars and {len(op.outputs)} outputs"
+        )
+    runtime: dict[str, str] = {}
+    for name, slot in zip(rest, slots):
+        if slot is None:
+            runtime[name] = "i32"
+        elif slot in binding.dtypes:
+            runtime[name] = f"*{slot}"
+        else:
+            constexprs[name] = None
+    return runtime, constexprs
+
+
+def _compile_triton(
+    kernel: Kernel, binding: Binding, tactic: int, target: Architecture, launch: Launch, constants: dict[str, Any]
+) -> Binary:
+    fn = triton_function(kernel)
+    runtime, constexprs = triton_arguments(kernel, list(fn.arg_names), binding, launch, constants)
+    signature = {
+        name: carries if carries == "i32" else f"*{dtype(binding.dtypes[carries[1:]]).triton}"
+        for name, carries in runtime.items()
+    }
+    aligned = tuple(n for n, carries in runtime.items() if carries != "i32") if kernel.align % 16 == 0 else ()
+    options = {k: v for k, v in kernel.tactics[tactic].items() if k in TRITON_OPTIONS}
+    return compile_triton(fn, signature, constexprs, target.name, aligned, options)
+
+
+def verify_parameters(kernel: Kernel, binding: Binding, launch: Launch, binary: Binary) -> None:
+    """Hold the compiled entry's parameters against the declaration. Raises DeclarationError."""
+    expected = [("pointer", 8, name) for name in binding.inputs]
+    expected += [("int32", 4, f"scalar {i}") for i in range(len(launch.scalars))]
+    expected += [("pointer", 8, name) for name in binding.outputs]
+    expected += [("bytes", TENSOR_MAP_BYTES, f"tensor map of {m.tensor}") for m in launch.tensor_maps]
+    expected += [("pointer", 8, "Triton scratch")] * binary.metadata.get("scratch_parameters", 0)
+    found = binary.parameters
+    wrong = [
+        f"parameter {i} ({name}) must be {kind} of {size} bytes, the kernel has {found[i].kind} of {found[i].size}"
+        for i, (kind, size, name) in enumerate(expected)
+        if i < len(found) and (found[i].kind, found[i].size) != (kind, size)
+    ]
+    if len(found) != len(expected):
+        wrong.append(f"the kernel has {len(found)} parameters, the declaration gives {len(expected)}")
+    if wrong:
+        order = ", ".join(name for _, _, name in expected)
+        raise DeclarationError(f"{kernel}: {'; '.join(wrong)}. The order is: {order}")

@@ -1,0 +1,392 @@
+"""An op, declared once: contract, reference, cost, cases, kernels, heuristic, fusion patterns.
+
+Everything else in the kit (eager call, plugins, functional op, check, inspect, bench, documentation) is derived from
+the object that this module defines. See docs/first_cuda_kernel.md for a walk through a declaration.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trtforge.bindings.architectures import Architecture, serves
+from trtforge.bindings.dtypes import dtype
+from trtforge.bindings.errors import ContractError, DeclarationError, UnknownNameError
+from trtforge.kernels import registry
+from trtforge.kernels.contract import (
+    Attr,
+    Binding,
+    Case,
+    Contract,
+    Cost,
+    Launch,
+    Names,
+    Tensor,
+    Tolerance,
+    call_by_name,
+    grid,
+)
+from trtforge.kernels.dims import evaluate, product
+
+if TYPE_CHECKING:
+    from trtforge.kernels.plan import Plan
+
+Predicate = tuple[Callable[..., Any], str]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a kernel's code is: ``language`` "cuda" or "triton", the file, and its entry function."""
+
+    language: str
+    path: Path
+    entry: str
+
+
+def _beside_caller(path: str | Path, depth: int = 2) -> Path:
+    frame = inspect.stack()[depth].frame
+    return (Path(frame.f_globals.get("__file__", "")).parent / path).resolve()
+
+
+def cuda(path: str | Path, entry: str | None = None) -> Source:
+    """A CUDA C++ file beside the declaration; ``entry`` is an ``extern "C" __global__`` function (the file's stem)."""
+    return Source("cuda", _beside_caller(path), entry or Path(path).stem)
+
+
+def triton(path: str | Path, entry: str | None = None) -> Source:
+    """A Python file beside the declaration with a ``@triton.jit`` function ``entry`` (the stem without ``_triton``)."""
+    return Source("triton", _beside_caller(path), entry or Path(path).stem.removesuffix("_triton"))
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """One implementation of an op. A tactic is an index into ``tactics``."""
+
+    op: Op
+    name: str
+    source: Source
+    arch: str | tuple[str, ...]
+    tactics: tuple[Mapping[str, Any], ...]
+    dtypes: Mapping[str, tuple[str, ...]]
+    requires: tuple[Predicate, ...]
+    align: int
+    geometry: Callable[..., Launch]
+
+    def __str__(self) -> str:
+        return f"{self.op.name}/{self.name}"
+
+    @property
+    def language(self) -> str:
+        return self.source.language
+
+    def serves(self, architecture: Architecture) -> bool:
+        return serves(self.arch, architecture)
+
+    def tactic_label(self, index: int) -> str:
+        return " ".join(f"{k}={v}" for k, v in self.tactics[index].items()) or "-"
+
+    def launch(self, binding: Binding, tactic: int, device: Architecture) -> Launch:
+        """The launch geometry for these dimensions: ints, or expressions where the dimensions are symbolic."""
+        return call_by_name(self.geometry, **self._context(binding, tactic, device))
+
+    def refusal(self, binding: Binding, tactic: int, device: Architecture, alignment: int = 1 << 30) -> str | None:
+        """Why this kernel cannot serve the call, or None when it can. ``alignment`` of the base pointers, bytes."""
+        if not self.serves(device):
+            accepted = self.arch if isinstance(self.arch, str) else ", ".join(self.arch)
+            return f"is built for {accepted}, not for {device.name}"
+        for name, accepted_dtypes in self.dtypes.items():
+            found = binding.dtypes.get(name)
+            if found is not None and found not in accepted_dtypes:
+                return f"takes {name} as {' or '.join(accepted_dtypes)}, not {found}"
+        if alignment % self.align:
+            return f"needs base pointers aligned to {self.align} bytes"
+        context = self._context(binding, tactic, device)
+        for predicate, message in self.requires:
+            if not call_by_name(predicate, **context):
+                return message
+        return None
+
+    def _context(self, binding: Binding, tactic: int, device: Architecture) -> dict[str, Any]:
+        return binding.context(t=Names("tactic parameter", self.tactics[tactic]), dev=device)
+
+
+@dataclass(frozen=True, eq=False)
+class Pattern:
+    """A subgraph that the op replaces: ``fn(f, *inputs)`` builds it with the functional namespace ``f``."""
+
+    op: Op
+    inputs: tuple[str, ...]
+    attributes: Mapping[str, Any]
+    fn: Callable[..., Any]
+    name: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A kernel and a tactic index, chosen for a call."""
+
+    kernel: Kernel
+    tactic: int
+
+
+@dataclass(eq=False)
+class Op:
+    """An op. Creating one registers it under its name."""
+
+    name: str
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    rules: Sequence[Predicate] = ()
+    tolerance: Mapping[str, Tolerance] = field(default_factory=dict)
+    cases: Sequence[Case] = ()
+    doc: str = ""
+
+    def __post_init__(self) -> None:
+        namespace, _, short = self.name.partition("::")
+        if not (namespace.isidentifier() and short.isidentifier()):
+            raise DeclarationError(f"op name {self.name!r} must have the form 'namespace::name'")
+        self.attributes = {k: v if isinstance(v, Attr) else Attr(v) for k, v in self.attributes.items()}
+        self.contract = Contract(self.name, self.inputs, self.outputs, self.attributes, self.rules)
+        self.contract.declared()
+        self.kernels: list[Kernel] = []
+        self.patterns: list[Pattern] = []
+        self._reference: Callable[..., Any] | None = None
+        self._cost: Callable[..., Cost] | None = None
+        self._heuristic: Callable[..., Any] | None = None
+        self._plans: dict[Any, Plan] = {}
+        self.file = Path(inspect.stack()[2].frame.f_globals.get("__file__", ""))
+        registry.add(self)
+
+    # ---- the declaration's decorators -------------------------------------------------------------------------
+
+    def reference(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Declare the NumPy reference: inputs by position (None where absent), attributes by keyword."""
+        self._reference = fn
+        return fn
+
+    def cost(self, fn: Callable[..., Cost]) -> Callable[..., Cost]:
+        """Declare the work that cannot be avoided; may name d, a, dt, has."""
+        self._cost = fn
+        return fn
+
+    def heuristic(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Declare an order of preference: a list of kernel names or (name, tactic parameters)."""
+        self._heuristic = fn
+        return fn
+
+    def kernel(
+        self,
+        source: Source,
+        *,
+        name: str | None = None,
+        arch: str | tuple[str, ...] = "sm_80+",
+        tactics: Sequence[Mapping[str, Any]] = ({},),
+        dtypes: Mapping[str, str | tuple[str, ...]] | None = None,
+        requires: Sequence[Predicate] = (),
+        align: int = 16,
+    ) -> Callable[[Callable[..., Launch]], Callable[..., Launch]]:
+        """Declare a kernel; the decorated function gives its :class:`Launch` from d, t, a, dt, has, dev."""
+        label = name or source.language
+        if any(k.name == label for k in self.kernels):
+            raise DeclarationError(f"{self.name} already has a kernel named {label!r}")
+        if not tactics:
+            raise DeclarationError(f"{self.name}/{label} has an empty table of tactics")
+        if not source.path.is_file():
+            raise DeclarationError(f"{self.name}/{label}: the source file {source.path} does not exist")
+        restricted = {k: (v,) if isinstance(v, str) else tuple(v) for k, v in (dtypes or {}).items()}
+
+        def declare(fn: Callable[..., Launch]) -> Callable[..., Launch]:
+            table = tuple(dict(t) for t in tactics)
+            self.kernels.append(Kernel(self, label, source, arch, table, restricted, tuple(requires), align, fn))
+            return fn
+
+        return declare
+
+    def pattern(
+        self, inputs: Sequence[str], attributes: Mapping[str, Any] | None = None, name: str = ""
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Declare a subgraph that this op replaces; its arguments are ``f`` and the named inputs."""
+        for one in inputs:
+            if one not in self.inputs:
+                raise DeclarationError(f"{self.name}: a pattern names {one!r}, which is no input")
+
+        def declare(fn: Callable[..., Any]) -> Callable[..., Any]:
+            label = name or f"{self.name.split('::')[1]}_{len(self.patterns)}"
+            self.patterns.append(Pattern(self, tuple(inputs), dict(attributes or {}), fn, label))
+            return fn
+
+        return declare
+
+    # ---- what is derived ----------------------------------------------------------------------------------------
+
+    def bind(
+        self, shapes: Mapping[str, Any], dtypes: Mapping[str, str], attributes: Mapping[str, Any] | None = None
+    ) -> Binding:
+        """Hold shapes, dtypes and attributes against the contract. Raises ContractError."""
+        return self.contract.bind(shapes, dtypes, attributes)
+
+    def run_reference(
+        self, inputs: Mapping[str, np.ndarray], attributes: Mapping[str, Any] | None = None
+    ) -> dict[str, np.ndarray]:
+        """The reference's outputs, checked for shape and cast to the declared dtypes."""
+        from trtforge.bindings.dtypes import name_of
+
+        if self._reference is None:
+            raise DeclarationError(f"{self.name} declares no reference")
+        given = {k: v for k, v in inputs.items() if v is not None}
+        binding = self.bind(
+            {k: v.shape for k, v in given.items()}, {k: name_of(v.dtype) for k, v in given.items()}, attributes
+        )
+        with np.errstate(all="ignore"):
+            raw = self._reference(*(given.get(name) for name in self.inputs), **binding.attributes)
+            results = raw if isinstance(raw, tuple) else (raw,)
+            if len(results) != len(self.outputs):
+                raise DeclarationError(
+                    f"{self.name}: the reference returned {len(results)} arrays for {len(self.outputs)} outputs"
+                )
+            out = {}
+            for (name, shape), value in zip(binding.outputs.items(), results):
+                array = np.asarray(value)
+                if array.shape != tuple(shape):
+                    raise DeclarationError(
+                        f"{self.name}: the reference's {name!r} has shape {array.shape}, declared {tuple(shape)}"
+                    )
+                out[name] = array.astype(dtype(binding.dtypes[name]).numpy, copy=False)
+        return out
+
+    def cost_of(self, binding: Binding) -> Cost:
+        """Operations and bytes of a call, both complete."""
+        moved = sum(
+            evaluate(product(shape), {}) * dtype(binding.dtypes[name]).itemsize
+            for name, shape in (*binding.inputs.items(), *binding.outputs.items())
+        )
+        cost = call_by_name(self._cost, **binding.context()) if self._cost else Cost(0)
+        return cost if cost.bytes is not None else Cost(cost.flops, moved)
+
+    def choose(
+        self,
+        binding: Binding,
+        device: Architecture,
+        *,
+        kernel: str | None = None,
+        tactic: int | Mapping[str, Any] | None = None,
+        alignment: int = 1 << 30,
+    ) -> Choice:
+        """The kernel and tactic for a call: the pinned one, or the first preference that can serve it."""
+        refusals = []
+        for choice in self._preferences(binding, device, kernel, tactic):
+            reason = choice.kernel.refusal(binding, choice.tactic, device, alignment)
+            if reason is None:
+                return choice
+            line = f"{choice.kernel.name} {reason}"
+            if line not in refusals:
+                refusals.append(line)
+        shapes = ", ".join(f"{n} {list(s)} {binding.dtypes[n]}" for n, s in binding.inputs.items())
+        raise ContractError(f"{self.name}: no kernel can serve {shapes}: {'; '.join(refusals) or 'none is declared'}")
+
+    def _preferences(
+        self, binding: Binding, device: Architecture, kernel: str | None, tactic: int | Mapping[str, Any] | None
+    ) -> list[Choice]:
+        if kernel is not None:
+            chosen = self.kernel_named(kernel)
+            if tactic is None:
+                preferred = [c for c in self._preferences(binding, device, None, None) if c.kernel is chosen]
+                return preferred or [Choice(chosen, i) for i in range(len(chosen.tactics))]
+            return [Choice(chosen, self._tactic_index(chosen, tactic))]
+        if tactic is not None:
+            raise ContractError(f"{self.name}: a tactic was given without the kernel it belongs to; pass kernel=")
+        order: list[Choice] = []
+        if self._heuristic is not None:
+            for item in call_by_name(self._heuristic, **binding.context(dev=device)):
+                name, parameters = (item, None) if isinstance(item, str) else item
+                one = self.kernel_named(name)
+                indices = range(len(one.tactics)) if parameters is None else [self._tactic_index(one, parameters)]
+                order += [Choice(one, i) for i in indices]
+        order += [Choice(k, i) for k in self.kernels for i in range(len(k.tactics))]
+        return order
+
+    def _tactic_index(self, kernel: Kernel, tactic: int | Mapping[str, Any]) -> int:
+        if isinstance(tactic, int):
+            if not 0 <= tactic < len(kernel.tactics):
+                raise UnknownNameError(f"{kernel} has tactics 0 to {len(kernel.tactics) - 1}, not {tactic}")
+            return tactic
+        matches = [i for i, t in enumerate(kernel.tactics) if all(k in t and t[k] == v for k, v in tactic.items())]
+        if not matches:
+            table = "; ".join(kernel.tactic_label(i) for i in range(len(kernel.tactics)))
+            raise UnknownNameError(f"{kernel} has no tactic {dict(tactic)}; it has: {table}")
+        return matches[0]
+
+    def kernel_named(self, name: str) -> Kernel:
+        for kernel in self.kernels:
+            if kernel.name == name:
+                return kernel
+        known = ", ".join(k.name for k in self.kernels) or "none"
+        raise UnknownNameError(f"{self.name} has no kernel {name!r}; it has: {known}")
+
+    # ---- cases ------------------------------------------------------------------------------------------------------
+
+    def bind_case(self, case: Case, dtypes: Mapping[str, str]) -> Binding:
+        """The binding of a case with the given dtypes of its inputs."""
+        present = [n for n, spec in self.inputs.items() if not spec.optional or n in case.optional]
+        shapes = {n: self.contract.shape_of(self.inputs[n], case.dims, case.leading) for n in present}
+        return self.bind(shapes, {n: dtypes[n] for n in present}, case.attributes)
+
+    def dtype_combinations(self, case: Case) -> list[dict[str, str]]:
+        """Every assignment of dtypes to the inputs that the contract and the case allow."""
+        free: dict[str, tuple[str, ...]] = {}
+        for name, spec in self.inputs.items():
+            if isinstance(spec.dtype, tuple):
+                wanted = case.dtypes.get(name, spec.dtype)
+                free[name] = (wanted,) if isinstance(wanted, str) else tuple(wanted)
+        combinations = []
+        for values in itertools.product(*free.values()):
+            types = dict(zip(free, values))
+            for name, spec in self.inputs.items():
+                if isinstance(spec.dtype, str):
+                    types[name] = types.get(spec.dtype, spec.dtype)
+                elif not isinstance(spec.dtype, tuple):
+                    types[name] = case.attributes.get(spec.dtype.name, self.attributes[spec.dtype.name].default)
+            combinations.append(types)
+        return combinations
+
+    def sample_inputs(self, case: Case, dtypes: Mapping[str, str], seed: int) -> dict[str, np.ndarray]:
+        """Fresh test inputs of a case: N(0, 1), or as the tensor's ``sample`` says."""
+        binding = self.bind_case(case, dtypes)
+        rng = np.random.default_rng(seed)
+        arrays = {}
+        for name, shape in binding.inputs.items():
+            sizes = tuple(int(s) for s in shape)
+            kind = dtype(binding.dtypes[name])
+            make = self.inputs[name].sample
+            if make is not None:
+                array = call_by_name(make, rng=rng, shape=sizes, **binding.context())
+            elif kind.floating:
+                array = rng.standard_normal(sizes, dtype=np.float32)
+            elif kind.name == "bool":
+                array = rng.integers(0, 2, sizes)
+            else:
+                info = np.iinfo(kind.numpy)
+                array = rng.integers(max(info.min, -128), min(info.max, 255) + 1, sizes)
+            arrays[name] = np.ascontiguousarray(np.asarray(array).astype(kind.numpy, copy=False)).reshape(sizes)
+        return arrays
+
+    # ---- calling ----------------------------------------------------------------------------------------------------
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        """Run the op on arrays. See :func:`trtforge.kernels.eager.call` for options and errors."""
+        from trtforge.kernels.eager import call
+
+        return call(self, inputs, options)
+
+    def __repr__(self) -> str:
+        return f"<Op {self.name}({self.contract.signature()})>"
+
+
+__all__ = ["Choice", "Kernel", "Op", "Pattern", "Source", "cuda", "grid", "triton"]

@@ -1,0 +1,123 @@
+"""The shared registry: ops by name, from this repository, from files, modules and entry points."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from trtforge.bindings.errors import DeclarationError, ForgeError, UnknownNameError
+
+if TYPE_CHECKING:
+    from trtforge.kernels.op import Op
+
+ENTRY_POINT_GROUP = "trtforge.ops"
+
+_ops: dict[str, Op] = {}
+_state = {"loaded": False}
+
+
+def add(op: Op) -> None:
+    """Register an op (creating an :class:`Op` does this). The same file may declare its ops anew; another may not."""
+    known = _ops.get(op.name)
+    if known is not None and known.file.resolve() != op.file.resolve():
+        raise DeclarationError(
+            f"the op {op.name!r} is already declared in {known.file}; {op.file} must use another name"
+        )
+    _ops[op.name] = op
+
+
+def load_builtin() -> None:
+    """Import every ``kernels/<family>/op.py``, then the entry points of the group ``trtforge.ops``. Idempotent."""
+    if _state["loaded"]:
+        return
+    _state["loaded"] = True
+    try:
+        for path in sorted(Path(__file__).parent.glob("*/op.py")):
+            importlib.import_module(f"trtforge.kernels.{path.parent.name}.op")
+        for entry in entry_points(group=ENTRY_POINT_GROUP):
+            try:
+                entry.load()
+            except ForgeError:
+                raise
+            except Exception as error:
+                raise DeclarationError(
+                    f"the entry point {entry.name!r} = {entry.value!r} in group {ENTRY_POINT_GROUP!r} failed to "
+                    f"load: {type(error).__name__}: {error}"
+                ) from error
+    except BaseException:
+        _state["loaded"] = False
+        raise
+
+
+def load(target: str | Path) -> list[Op]:
+    """Load a Python file or module that declares ops; returns the ops it declared.
+
+    Raises DeclarationError when it cannot be found, does not run, or declares none.
+    """
+    load_builtin()
+    before = dict(_ops)
+    path = Path(target)
+    if path.suffix == ".py" or path.exists():
+        if path.is_dir():
+            path = path / "op.py"
+        if not path.is_file():
+            raise DeclarationError(f"--load {target}: there is no such file")
+        module = import_file(path)
+        declared = [op for op in _ops.values() if op.file.resolve() == path.resolve()]
+    else:
+        try:
+            module = importlib.import_module(str(target))
+        except ForgeError:
+            raise
+        except Exception as error:
+            raise DeclarationError(f"--load {target}: {type(error).__name__}: {error}") from error
+        declared = [op for name, op in _ops.items() if before.get(name) is not op]
+        declared = declared or [v for v in vars(module).values() if type(v).__name__ == "Op"]
+    if not declared:
+        raise DeclarationError(f"--load {target} declares no op; create one with trtforge.kernels.Op(...)")
+    return declared
+
+
+def import_file(path: Path) -> ModuleType:
+    """Import a Python file under a name made of its path; a second call runs it anew."""
+    path = path.resolve()
+    name = f"trtforge_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise DeclarationError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except ForgeError:
+        del sys.modules[name]
+        raise
+    except Exception as error:
+        del sys.modules[name]
+        raise DeclarationError(f"{path} failed to load: {type(error).__name__}: {error}") from error
+    return module
+
+
+def get(name: str) -> Op:
+    """The op of that name; the namespace may be left out where that is unambiguous. Raises UnknownNameError."""
+    load_builtin()
+    if name in _ops:
+        return _ops[name]
+    matches = [op for full, op in _ops.items() if full.split("::")[1] == name]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise UnknownNameError(f"{name!r} is ambiguous: {', '.join(op.name for op in matches)}")
+    raise UnknownNameError(f"there is no op {name!r}; known: {', '.join(_ops)}; load others with --load FILE_OR_MODULE")
+
+
+def ops() -> list[Op]:
+    """Every registered op, in order of declaration."""
+    load_builtin()
+    return list(_ops.values())

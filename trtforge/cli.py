@@ -1,0 +1,159 @@
+"""The ``trtforge`` command. Exit status: 0 done, 1 a check failed, 2 a wrong input or a missing part."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from trtforge import __version__
+from trtforge.bindings.errors import ForgeError
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--load",
+        action="append",
+        default=[],
+        metavar="FILE_OR_MODULE",
+        help="declare further ops from a Python file or module (may be repeated)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="trtforge",
+        description="Write a GPU kernel once; have it checked, inspected and shipped as a TensorRT plugin.",
+    )
+    parser.add_argument("--version", action="version", version=f"trtforge {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], help_text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help_text, description=help_text)
+        _common(sub)
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command("list", _list, "list ops and kernels, and which can be AOT plugins")
+    sub.add_argument("op", nargs="?", help="one op, with or without its namespace")
+
+    sub = command("check", _check, "run every kernel, tactic, case and dtype against the reference")
+    sub.add_argument("op", nargs="?", help="one op (default: all)")
+    sub.add_argument("--kernel", help="one kernel of the op")
+    sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    sub.add_argument("--arch", action="append", help="on a CPU: compile for this architecture only (may be repeated)")
+    sub.add_argument("--every-case", action="store_true", help="on a CPU: compile every distinct specialization")
+    sub.add_argument("--bench-cases", action="store_true", help="on a GPU: run the benchmark shapes too")
+    sub.add_argument("--seeds", type=int, default=2, help="on a GPU: how many random inputs per row (default 2)")
+    sub.add_argument("--workers", type=int, help="worker processes (default: one per core)")
+    sub.add_argument("-v", "--verbose", action="store_true", help="print every row")
+
+    sub = command(
+        "inspect", _inspect, "registers, shared memory, occupancy and instructions of a kernel, without a GPU"
+    )
+    sub.add_argument("target", metavar="OP[/KERNEL]")
+    sub.add_argument("--arch", help="sm_80, sm_89, sm_90a, sm_100a, sm_120a (default: each that the kernel serves)")
+    sub.add_argument("--tactic", type=int, help="one tactic, by index (default: all)")
+    sub.add_argument("--case", help="the case whose label contains this text")
+
+    sub = command("generate", _generate, "write text with a Llama checkpoint in the Hugging Face layout")
+    sub.add_argument("model", metavar="MODEL", help="the checkpoint's directory")
+    sub.add_argument("--prompt", required=True)
+    sub.add_argument("--max-tokens", type=int, default=100)
+    sub.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)")
+    sub.add_argument("--top-k", type=int, default=0, help="sample among the K likeliest tokens (0: all)")
+    sub.add_argument("--top-p", type=float, default=1.0, help="sample among the likeliest tokens of this total mass")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--backend", choices=("auto", "reference", "cuda"), default="auto")
+    sub.add_argument("--explain", action="store_true", help="print the fusion report and where each node runs")
+    return parser
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, default=str))
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from trtforge.harness.listing import list_kernels
+
+    entries = list_kernels(arguments.op, loads=arguments.load)
+    if arguments.json:
+        _print_json([asdict(e) for e in entries])
+    else:
+        from trtforge import show
+
+        show.console().print(show.listing(entries))
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from trtforge import show
+    from trtforge.bindings.architectures import INSPECTED
+    from trtforge.harness.check import check, summary
+
+    if arguments.seeds < 1:
+        from trtforge.bindings.errors import UsageError
+
+        raise UsageError(f"--seeds is {arguments.seeds}; at least 1 is needed")
+    out = show.console()
+    with show.progress(show.console(stderr=True)) as bar:
+        task = bar.add_task("checking", total=None)
+        rows = check(
+            arguments.op,
+            kernel=arguments.kernel,
+            device=arguments.device,
+            loads=arguments.load,
+            architectures=arguments.arch or INSPECTED,
+            every_case=arguments.every_case,
+            include=("gpu", "bench") if arguments.bench_cases else ("gpu",),
+            seeds=range(arguments.seeds),
+            workers=arguments.workers,
+            on_start=lambda total: bar.update(task, total=total),
+            on_row=lambda row: bar.update(task, advance=1, description=f"{row.op}/{row.kernel}"),
+        )
+    if arguments.json:
+        _print_json({"rows": [asdict(r) for r in rows], "summary": summary(rows)})
+    else:
+        show.check_rows(out, rows, arguments.verbose)
+    return 1 if summary(rows)["failed"] else 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from trtforge.harness.inspection import inspect
+
+    found = inspect(
+        arguments.target, arch=arguments.arch, tactic=arguments.tactic, case=arguments.case, loads=arguments.load
+    )
+    if arguments.json:
+        _print_json([asdict(i) for i in found])
+    else:
+        from trtforge import show
+
+        show.inspections(show.console(), found)
+    return 0
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from trtforge.generation import run
+
+    return run(arguments)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except ForgeError as error:
+        print(f"trtforge: {type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        print("trtforge: interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,166 @@
+"""Tables and progress for people: ``rich`` on a terminal, plain text when piped, ``NO_COLOR`` respected."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from trtforge.harness.check import summary
+from trtforge.harness.inspection import Inspection
+from trtforge.harness.jobs import Row
+from trtforge.harness.listing import Entry
+
+_PIPED_WIDTH = 200
+_COLORS = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
+
+
+def console(stderr: bool = False) -> Console:
+    """A console that is wide enough for tables when its output goes to a file or pipe."""
+    made = Console(stderr=stderr, highlight=False, soft_wrap=False)
+    return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=_PIPED_WIDTH)
+
+
+def progress(out: Console) -> Progress:
+    """A progress bar; silent when the output is no terminal."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=out,
+        transient=True,
+        disable=not out.is_terminal,
+    )
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    made = Table(title=title, title_justify="left", header_style="bold", expand=False)
+    for name in columns:
+        right = bool(rows) and all(isinstance(r[columns.index(name)], (int, float)) for r in rows)
+        made.add_column(name, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(str(cell) for cell in row))
+    return made
+
+
+def listing(entries: Sequence[Entry]) -> Table:
+    rows = []
+    for e in entries:
+        aot = "yes" + (f" ({', '.join(e.static)} static)" if e.static else "") if e.aot else f"no: {e.reason}"
+        rows.append((e.op, e.kernel, e.language, e.architectures, e.dtypes, e.tactics, escape(aot)))
+    return table(
+        f"{len(entries)} kernels",
+        ("op", "kernel", "language", "architectures", "dtypes", "tactics", "AOT plugin"),
+        rows,
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2e}"
+
+
+def check_rows(out: Console, rows: Sequence[Row], every: bool) -> None:
+    """Print one line per kernel and way of checking (or each row), every failure in full, and why rows were skipped."""
+    out.print(_every_row(rows) if every else _by_kernel(rows))
+    if not every:
+        skips = Counter(f"{r.op}: {r.reason}" for r in rows if r.status == "skipped")
+        for reason, times in skips.items():
+            out.print(f"[yellow]skipped[/] {times} × {escape(reason)}")
+    for r in rows:
+        if r.status == "failed":
+            where = f"{r.op}/{r.kernel} [{r.tactic}] case {r.case} {r.dtype} {r.how}"
+            out.print(f"[bold red]FAILED[/] {escape(where)}: {escape(r.reason)}")
+    if any(r.how.startswith("compiled") for r in rows):
+        out.print("CUDA kernels were compiled and verified statically (parameters, spills, shared memory), not run.")
+    count = summary(rows)
+    color = "red" if count["failed"] else "green"
+    out.print(f"[{color}]{count['passed']} passed, {count['failed']} failed, {count['skipped']} skipped[/]")
+
+
+def _every_row(rows: Sequence[Row]) -> Table:
+    columns = ("op", "kernel", "tactic", "case", "dtype", "device", "how", "error", "tolerance", "status", "reason")
+    shown = []
+    for r in rows:
+        named = [escape(str(getattr(r, name))) for name in columns[:7]]
+        status = f"[{_COLORS[r.status]}]{r.status}[/]"
+        shown.append((*named, _number(r.error), _number(r.tolerance), status, escape(r.reason)))
+    return table("check", columns, shown)
+
+
+def _by_kernel(rows: Sequence[Row]) -> Table:
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for r in rows:
+        groups.setdefault((r.op, r.kernel, r.how.split(" for ")[0]), []).append(r)
+    lines = []
+    for (op, kernel, how), members in groups.items():
+        count = summary(members)
+        worst = max((m.error / m.tolerance for m in members if m.error and m.tolerance), default=None)
+        targets = dict.fromkeys(m.how.partition(" for ")[2] for m in members)
+        notes = dict.fromkeys(m.reason for m in members if how == "interpreted" and m.status == "passed" and m.reason)
+        lines.append(
+            (
+                op,
+                kernel,
+                " ".join([how, *targets]).strip(),
+                count["passed"],
+                count["failed"],
+                count["skipped"],
+                "-" if worst is None else f"{worst:.0%} of tolerance",
+                "; ".join(notes),
+            )
+        )
+    return table("check", ("op", "kernel", "how", "passed", "failed", "skipped", "worst error", "note"), lines)
+
+
+def inspections(out: Console, found: Sequence[Inspection]) -> None:
+    rows = [
+        (
+            i.kernel,
+            i.arch,
+            i.tactic,
+            i.registers,
+            i.spills,
+            f"{i.static_shared}+{i.dynamic_shared}",
+            i.threads,
+            i.blocks_per_sm,
+            f"{i.occupancy:.0%}",
+            i.limiter,
+            i.cubin_bytes,
+        )
+        for i in found
+    ]
+    first = found[0]
+    columns = (
+        "kernel",
+        "arch",
+        "tactic",
+        "regs",
+        "spills B",
+        "shared B",
+        "threads",
+        "blocks/SM",
+        "occupancy",
+        "limited by",
+        "cubin B",
+    )
+    out.print(table(f"{first.op} · case {first.case} · {first.dtype}", columns, rows))
+    seen: set[tuple[str, str]] = set()
+    for i in found:
+        if (i.kernel, i.arch) in seen:
+            continue
+        seen.add((i.kernel, i.arch))
+        mix = "  ".join(f"{name} {count}" for name, count in i.instructions.items())
+        out.print(f"[bold]{i.kernel} {i.arch}[/] {escape(i.compiler)}: {mix}")
+    for kernel in dict.fromkeys(i.kernel for i in found):
+        one = next(i for i in found if i.kernel == kernel)
+        out.print(f"[bold]{kernel}[/]({escape(', '.join(one.parameters))})")
+    for i in found:
+        for warning in i.warnings:
+            out.print(f"[yellow]warning[/] {i.kernel} {i.arch}: {escape(warning)}")

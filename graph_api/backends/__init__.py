@@ -1,0 +1,36 @@
+"""Backends: functions from a network to an executable, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from trtforge.bindings.errors import GraphError
+
+if TYPE_CHECKING:
+    from trtforge.graph_api.executable import Executable
+    from trtforge.graph_api.network import Network
+
+Backend = Callable[..., "Executable"]
+
+
+def _reference(network: Network, **options: Any) -> Executable:
+    from trtforge.graph_api.backends.reference import build
+
+    return build(network, **options)
+
+
+def _cuda(network: Network, **options: Any) -> Executable:
+    from trtforge.graph_api.backends.cuda import build
+
+    return build(network, **options)
+
+
+BACKENDS: dict[str, Backend] = {"reference": _reference, "cuda": _cuda}
+
+
+def build(network: Network, backend: str, **options: Any) -> Executable:
+    """Build with the backend of that name; raises GraphError for an unknown one."""
+    if backend not in BACKENDS:
+        raise GraphError(f"there is no backend {backend!r}; accepted: {', '.join(BACKENDS)}")
+    return BACKENDS[backend](network, **options)

@@ -1,0 +1,286 @@
+"""Fusion: registered ops put in place of the subgraphs that their patterns describe, with a report of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from trtforge.bindings.errors import ContractError, UnknownNameError
+from trtforge.graph_api import shapes
+from trtforge.graph_api.matching import Match, Matcher, interior
+from trtforge.graph_api.network import Network
+from trtforge.graph_api.tensor import Node, Tensor
+from trtforge.kernels import registry
+from trtforge.kernels.contract import Attr
+from trtforge.kernels.op import Op, Pattern
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """One subgraph that became one node."""
+
+    op: str
+    pattern: str
+    node: str
+    replaced: tuple[str, ...]
+    inputs: tuple[str, ...]
+    attributes: dict[str, Any]
+    location: str
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A subgraph that has a pattern's form but was left alone, and why."""
+
+    op: str
+    pattern: str
+    node: str
+    nodes: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class FusionReport:
+    """What a fusion pass did to a network."""
+
+    network: str
+    nodes_before: int
+    nodes_after: int
+    replacements: tuple[Replacement, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    removed: tuple[str, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [
+            f"fusion of {self.network}: {self.nodes_before} nodes -> {self.nodes_after}, "
+            f"{len(self.replacements)} replacements"
+        ]
+        for r in self.replacements:
+            lines.append(f"  {r.node} = {r.op} [{r.pattern}] replaces {', '.join(r.replaced)}")
+        for nodes, refusal in self._refused():
+            lines.append(f"  {nodes} not replaced by {refusal.op} [{refusal.pattern}]: {refusal.reason}")
+        return "\n".join(lines)
+
+    def _refused(self) -> list[tuple[str, Refusal]]:
+        """Refusals for the same reason told once: (the nodes, the first of them)."""
+        groups: dict[tuple[str, str, str], list[Refusal]] = {}
+        for refusal in self.refusals:
+            groups.setdefault((refusal.op, refusal.pattern, refusal.reason), []).append(refusal)
+        return [
+            (same[0].node + (f" and {len(same) - 1} more" if len(same) > 1 else ""), same[0])
+            for same in groups.values()
+        ]
+
+    def __rich__(self) -> Any:
+        from rich.table import Table
+
+        table = Table(title=str(self).splitlines()[0])
+        for title in ("node", "op", "pattern", "replaces, or why not"):
+            table.add_column(title, overflow="fold")
+        for r in self.replacements:
+            table.add_row(r.node, r.op, r.pattern, ", ".join(r.replaced))
+        for nodes, refusal in self._refused():
+            table.add_row(nodes, f"[dim]{refusal.op}", refusal.pattern, f"[yellow]{refusal.reason}")
+        return table
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A match that passed every check, with what is needed to apply it."""
+
+    pattern: Pattern
+    root: Tensor
+    gone: tuple[Node, ...]
+    covered: tuple[Node, ...]
+    inputs: tuple[Tensor | None, ...]
+    attributes: dict[str, Any]
+
+
+def fuse(network: Network, patterns: str | Iterable[str] = "all") -> FusionReport:
+    """Replace subgraphs by registered ops, in place.
+
+    ``patterns``: "all", or names of ops (``trtforge::fused_gemm`` or ``fused_gemm``) and of single patterns. Larger
+    matches go first, then earlier ones. A value inside a match must not be read elsewhere nor be an output; the op's
+    contract is held against the shapes before anything changes. Nodes that nothing reads are removed.
+    """
+    before = len(network.nodes)
+    candidates: list[_Candidate] = []
+    refusals: list[tuple[Tensor, Refusal]] = []
+    position = {node: i for i, node in enumerate(network.nodes)}
+    for matcher in [Matcher(p) for p in _selected(patterns)]:
+        for node in network.nodes:
+            found, refusal = _examine(matcher, node, position)
+            if found is not None:
+                candidates.append(found)
+            elif refusal is not None:
+                refusals.append((node.outputs[0], refusal))
+    candidates.sort(key=lambda c: (-len(c.gone), position[_producer(c.root)]))  # stable: pattern order breaks ties
+    used: set[Node] = set()
+    moved: dict[Tensor, Tensor] = {}
+    applied: list[tuple[_Candidate, Node, list[str]]] = []
+    for candidate in candidates:
+        if not used.isdisjoint(candidate.gone):
+            continue
+        used.update(candidate.gone)
+        node = _apply(network, candidate, moved)
+        applied.append((candidate, node, [n.name for n in candidate.covered]))
+    removed = {node.name: None for node in network.prune()}
+    final = {node: i for i, node in enumerate(network.nodes)}
+    applied.sort(key=lambda entry: final[entry[1]])
+    replacements = tuple(
+        Replacement(
+            candidate.pattern.op.name,
+            candidate.pattern.name,
+            node.name,
+            tuple(name for name in names if name in removed),
+            tuple(t.name for t in node.tensors),
+            dict(node.attributes),
+            str(node.location or ""),
+        )
+        for candidate, node, names in applied
+    )
+    left = {t for n in network.nodes for t in n.outputs}
+    return FusionReport(
+        network.name, before, len(network.nodes), replacements, _worth_telling(refusals, left), tuple(removed)
+    )
+
+
+def _selected(patterns: str | Iterable[str]) -> list[Pattern]:
+    known = [pattern for op in registry.ops() for pattern in op.patterns]
+    if patterns == "all":
+        return known
+    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+    chosen: list[Pattern] = []
+    for name in wanted:
+        found = [p for p in known if name in (p.name, p.op.name, p.op.name.split("::")[1])]
+        if not found:
+            names = ", ".join(dict.fromkeys(p.op.name for p in known))
+            raise UnknownNameError(f"no op or pattern is named {name!r}; ops with patterns: {names or 'none'}")
+        chosen += [p for p in found if p not in chosen]
+    return chosen
+
+
+def _producer(tensor: Tensor) -> Node:
+    assert tensor.producer is not None
+    return tensor.producer
+
+
+def _examine(
+    matcher: Matcher, node: Node, position: Mapping[Node, int]
+) -> tuple[_Candidate | None, Refusal | None]:
+    """The first match at this node that holds every condition, else why the first one does not."""
+    pattern, root = matcher.pattern, node.outputs[0]
+    refusal: Refusal | None = None
+    for match in matcher.matches(root):
+        covered = sorted(match.nodes, key=position.__getitem__)
+        gone = interior(covered, root)
+        inputs = _op_inputs(matcher, match)
+        attributes = _op_attributes(pattern, match)
+        reason = _escape(gone, root) or _unmet(matcher, match, root) or _contract(pattern.op, inputs, attributes, root)
+        if reason is None:
+            return _Candidate(pattern, root, tuple(gone), tuple(covered), inputs, attributes), None
+        if refusal is None:
+            refusal = Refusal(pattern.op.name, pattern.name, node.name, tuple(n.name for n in gone), reason)
+    return None, refusal
+
+
+def _op_inputs(matcher: Matcher, match: Match) -> tuple[Tensor | None, ...]:
+    values = {name: match.values[p] for name, p in matcher.inputs.items()}
+    return tuple(values.get(name) for name in matcher.pattern.op.inputs)
+
+
+def _op_attributes(pattern: Pattern, match: Match) -> dict[str, Any]:
+    attributes = dict(pattern.attributes)
+    for name, number in match.captures.items():
+        declared: Attr | None = pattern.op.attributes.get(name)
+        if declared is not None:
+            whole = declared.kind is int and float(number).is_integer()
+            attributes[name] = int(number) if whole else number
+    return attributes
+
+
+def _escape(gone: list[Node], root: Tensor) -> str | None:
+    inside = set(gone)
+    for node in gone:
+        for tensor in node.outputs:
+            if tensor is root:
+                continue
+            if tensor.is_output:
+                return f"{tensor.name} inside it is an output of the network"
+            others = [n.name for n in tensor.consumers if n not in inside]
+            if others:
+                return f"{tensor.name} inside it is also read by {', '.join(others)}"
+    return None
+
+
+def _unmet(matcher: Matcher, match: Match, root: Tensor) -> str | None:
+    def at_most(a: Any, b: Any) -> bool:
+        return shapes.at_most(a, b, root.network.dims)
+
+    for requirement in matcher.tracer.requirements:
+        if not requirement.holds(match.shape_of, match.captures, at_most):
+            return requirement.message
+    return None
+
+
+def _contract(op: Op, inputs: tuple[Tensor | None, ...], attributes: dict[str, Any], root: Tensor) -> str | None:
+    present = {name: t for name, t in zip(op.inputs, inputs) if t is not None}
+    try:
+        binding = op.bind(
+            {name: t.shape for name, t in present.items()}, {name: t.dtype for name, t in present.items()}, attributes
+        )
+    except ContractError as error:
+        return str(error)
+    outputs = [(shape, binding.dtypes[name]) for name, shape in binding.outputs.items()]
+    if len(outputs) != 1:
+        return f"{op.name} has {len(outputs)} outputs, and a pattern replaces one value"
+    shape, dtype = outputs[0]
+    if tuple(shape) != tuple(root.shape) or dtype != root.dtype:
+        return (
+            f"{op.name} would give {dtype}{shapes.text(shape)} in place of {root.dtype}{shapes.text(root.shape)}"
+        )
+    return None
+
+
+def _apply(network: Network, candidate: _Candidate, moved: dict[Tensor, Tensor]) -> Node:
+    root = candidate.root
+    inputs = [None if t is None else moved.get(t, t) for t in candidate.inputs]
+    scope = _common_scope([n.name for n in candidate.gone])
+    old = _producer(root)
+    with network.scope(scope, absolute=True):
+        (fresh,) = network.emit(candidate.pattern.op.name, inputs, candidate.attributes)
+    node = _producer(fresh)
+    node.location = old.location
+    network.nodes.remove(node)
+    network.nodes.insert(network.nodes.index(old), node)
+    network.redirect(root, fresh)
+    moved[root] = fresh
+    return node
+
+
+def _common_scope(names: list[str]) -> str:
+    """The longest module path that all the names share."""
+    paths = [name.split(".")[:-1] for name in names]
+    shared = []
+    for parts in zip(*paths):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared)
+
+
+def _worth_telling(refusals: list[tuple[Tensor, Refusal]], left: set[Tensor]) -> tuple[Refusal, ...]:
+    """One line per node that is still there: the refusal of the largest form."""
+    best: dict[str, Refusal] = {}
+    for root, refusal in refusals:
+        if root not in left:
+            continue
+        known = best.get(refusal.node)
+        if known is None or len(refusal.nodes) > len(known.nodes):
+            best[refusal.node] = refusal
+    return tuple(best.values())

@@ -56,7 +56,7 @@ def load(key: str) -> Binary | None:
         cubin = (folder / "kernel.cubin").read_bytes()
         ptx = (folder / "kernel.ptx").read_bytes()
         digest = (folder / "digest").read_text().strip()
-    except FileNotFoundError:
+    except OSError:  # not there, or not readable: then store() says why
         if folder.exists():
             _discard(folder)
         return None

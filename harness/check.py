@@ -25,6 +25,8 @@ from trtforge.kernels.op import Kernel, Op
 
 #: The target that the interpreter imitates where a declaration asks for the device's size.
 _IMITATED = "sm_90a"
+#: Processes that share the GPU; most of their time goes into references and comparisons.
+_GPU_PROCESSES = 8
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,8 @@ def check(
     rows: list[Row] = []
     for mode, items in planned.items():
         jobs = [item.job for item in items if item.job]
-        done = iter(pool.run_jobs(mode, jobs, loads, 1 if mode == "cuda" else cores, on_row=on_row))
+        processes = min(cores, _GPU_PROCESSES) if mode == "cuda" else cores
+        done = iter(pool.run_jobs(mode, jobs, loads, processes, on_row=on_row))
         rows += [item.row if item.row is not None else next(done) for item in items]
     return rows
 

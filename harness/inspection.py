@@ -142,7 +142,7 @@ def inspect(
             if kernel.serves(architecture(one)):
                 found += [
                     inspect_kernel(kernel, index, one, case)
-                    for index in (range(len(kernel.tactics)) if tactic is None else [tactic])
+                    for index in (range(len(kernel.tactics)) if tactic is None else [op.tactic_index(kernel, tactic)])
                 ]
     if not found:
         raise UsageError(f"{target} has no kernel for {', '.join(architectures)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import queue
@@ -24,7 +25,7 @@ class _Worker:
     def __init__(self, mode: str, loads: Sequence[str]):
         environment = dict(os.environ)
         environment["TRITON_INTERPRET"] = "1" if mode == "interpret" else "0"
-        environment.setdefault("OMP_NUM_THREADS", "1" if mode == "interpret" else "8")
+        environment.setdefault("OMP_NUM_THREADS", "2")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "trtforge.harness.worker", json.dumps(list(loads))],
             stdin=subprocess.PIPE,
@@ -87,10 +88,14 @@ def run_jobs(
     limit: float = TIME_LIMIT,
     on_row: Callable[[Row], None] | None = None,
 ) -> list[Row]:
-    """Run jobs of one mode in ``workers`` processes; rows come back in the order of the jobs."""
-    pending: queue.SimpleQueue[tuple[int, Job]] = queue.SimpleQueue()
-    for item in enumerate(jobs):
-        pending.put(item)
+    """Run jobs of one mode in ``workers`` processes; rows come back in the order of the jobs.
+
+    Consecutive jobs on the same problem stay in one process, which computes its reference once.
+    """
+    pending: queue.SimpleQueue[list[tuple[int, Job]]] = queue.SimpleQueue()
+    problems = itertools.groupby(enumerate(jobs), key=lambda item: _problem(mode, *item))
+    for _, group in problems:
+        pending.put(list(group))
     rows: dict[int, Row] = {}
     reporting = threading.Lock()
 
@@ -98,19 +103,20 @@ def run_jobs(
         worker: _Worker | None = None
         while True:
             try:
-                index, job = pending.get_nowait()
+                group = pending.get_nowait()
             except queue.Empty:
                 break
-            if worker is None or worker.process.poll() is not None:
-                worker = _Worker(mode, loads)
-            row = worker.run(job, limit) if worker.ready else None
-            if row is None:
-                row = _lost(job, worker, limit)
-                worker = None
-            with reporting:
-                rows[index] = row
-                if on_row is not None:
-                    on_row(row)
+            for index, job in group:
+                if worker is None or worker.process.poll() is not None:
+                    worker = _Worker(mode, loads)
+                row = worker.run(job, limit) if worker.ready else None
+                if row is None:
+                    row = _lost(job, worker, limit)
+                    worker = None
+                with reporting:
+                    rows[index] = row
+                    if on_row is not None:
+                        on_row(row)
         if worker is not None:
             worker.close()
 
@@ -120,6 +126,10 @@ def run_jobs(
     for thread in threads:
         thread.join()
     return [rows[i] for i in range(len(jobs))]
+
+
+def _problem(mode: str, index: int, job: Job) -> object:
+    return index if mode == "compile" else (job.op, job.case, sorted(job.dtypes.items()))
 
 
 def _lost(job: Job, worker: _Worker, limit: float) -> Row:

@@ -5,7 +5,7 @@ Constants reach CUDA as macros and Triton as ``tl.constexpr`` parameters of the 
 
 from __future__ import annotations
 
-from functools import lru_cache
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from trtforge.bindings.binary import Binary
 from trtforge.bindings.dtypes import dtype
 from trtforge.bindings.errors import DeclarationError
 from trtforge.bindings.nvrtc import compile_cuda
+from trtforge.bindings.optional import require
 from trtforge.bindings.triton_compiler import OPTIONS as TRITON_OPTIONS
 from trtforge.bindings.triton_compiler import compile_triton
 from trtforge.kernels.contract import Binding, Launch
@@ -108,18 +109,18 @@ def compile_kernel(kernel: Kernel, binding: Binding, tactic: int, target: Archit
     return binary
 
 
-@lru_cache(maxsize=256)
-def _load_module(path: Path, stamp: int) -> Any:
+def _module_at(path: Path) -> Any:
+    """The module of a file: the one already loaded from it (a declaration may hold its kernel), else loaded now."""
+    for module in list(sys.modules.values()):
+        if getattr(module, "__file__", None) == str(path):
+            return module
     return import_file(path)
 
 
 def triton_function(kernel: Kernel) -> Any:
-    """The ``@triton.jit`` function of a Triton kernel, loaded from its file (anew when the file has changed)."""
-    from trtforge.bindings.optional import require
-
+    """The ``@triton.jit`` function of a Triton kernel."""
     require("triton", f"the kernel {kernel}")
-    module = _load_module(kernel.source.path, kernel.source.path.stat().st_mtime_ns)
-    fn = getattr(module, kernel.source.entry, None)
+    fn = getattr(_module_at(kernel.source.path), kernel.source.entry, None)
     if fn is None:
         raise DeclarationError(f"{kernel.source.path} has no function {kernel.source.entry!r} for {kernel}")
     return fn

@@ -299,7 +299,7 @@ class Op:
             if tactic is None:
                 preferred = [c for c in self._preferences(binding, device, None, None) if c.kernel is chosen]
                 return preferred or [Choice(chosen, i) for i in range(len(chosen.tactics))]
-            return [Choice(chosen, self._tactic_index(chosen, tactic))]
+            return [Choice(chosen, self.tactic_index(chosen, tactic))]
         if tactic is not None:
             raise ContractError(f"{self.name}: a tactic was given without the kernel it belongs to; pass kernel=")
         order: list[Choice] = []
@@ -307,12 +307,13 @@ class Op:
             for item in call_by_name(self._heuristic, **binding.context(dev=device)):
                 name, parameters = (item, None) if isinstance(item, str) else item
                 one = self.kernel_named(name)
-                indices = range(len(one.tactics)) if parameters is None else [self._tactic_index(one, parameters)]
+                indices = range(len(one.tactics)) if parameters is None else [self.tactic_index(one, parameters)]
                 order += [Choice(one, i) for i in indices]
         order += [Choice(k, i) for k in self.kernels for i in range(len(k.tactics))]
         return order
 
-    def _tactic_index(self, kernel: Kernel, tactic: int | Mapping[str, Any]) -> int:
+    def tactic_index(self, kernel: Kernel, tactic: int | Mapping[str, Any]) -> int:
+        """The index of a tactic given by index or by some of its parameters. Raises UnknownNameError."""
         if isinstance(tactic, int):
             if not 0 <= tactic < len(kernel.tactics):
                 raise UnknownNameError(f"{kernel} has tactics 0 to {len(kernel.tactics) - 1}, not {tactic}")

@@ -42,7 +42,8 @@ _PUBLIC = {
     "trtforge.harness.check": ("check",),
     "trtforge.harness.inspection": ("inspect",),
     "trtforge.harness.listing": ("list_kernels",),
-    "trtforge.graph_api": ("Dim", "Network", "functional", "fuse"),
+    "trtforge.graph_api": ("Dim", "Network", "functional"),
+    "trtforge.graph_api.fusion": ("fuse",),
     "trtforge.graph_api.llm": ("generate",),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}

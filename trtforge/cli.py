@@ -67,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)")
     sub.add_argument("--top-k", type=int, default=0, help="sample among the K likeliest tokens (0: all)")
     sub.add_argument("--top-p", type=float, default=1.0, help="sample among the likeliest tokens of this total mass")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--seed", type=int, help="repeat a sampled text (default: a fresh one)")
+    sub.add_argument("--dtype", choices=("auto", "float16", "bfloat16", "float32"), default="auto")
     sub.add_argument("--backend", choices=("auto", "reference", "cuda"), default="auto")
     sub.add_argument("--explain", action="store_true", help="print the fusion report and where each node runs")
     return parser

@@ -99,4 +99,4 @@ def _(d):
 
 @rms_norm.pattern(inputs=("x", "weight"))
 def _(f, x, weight):
-    return f.mul(f.div(x, f.sqrt(f.add(f.mean(f.mul(x, x), axis=-1, keepdims=True), f.capture("eps")))), weight)
+    return f.rms_norm(x, weight, eps=f.capture("eps"))

@@ -1,0 +1,112 @@
+// Softmax over a row of scores that arrives block by block (Milakov & Gimelshein 2018, arXiv:1805.02867), in base two.
+//
+//   s ──(soft cap)──▶ s ──▶ m' = max(m, row max)     p = 2^(c s - c m')     rescale = 2^(c m - c m')
+//                          l' = l * rescale + sum p                         o' = o * rescale + p v
+//
+//   c = scale * log2(e); with a soft cap the scores are first tanh(s * scale / cap), and c = cap * log2(e).
+//
+// A thread owns two rows of the tile (see row_limits); four neighboring lanes share them. The maximum is reduced over
+// the four lanes for every block, the sum only at the end. Compile-time inputs: SCALE > 0, SOFT_CAP >= 0.
+#pragma once
+
+#include "common/shared_address.cuh"
+
+namespace forge {
+
+constexpr float LOG2_E = 1.44269504088896340736f;
+constexpr bool HAS_SOFT_CAP = SOFT_CAP > 0.0f;
+constexpr float EXPONENT_SCALE = (HAS_SOFT_CAP ? SOFT_CAP : SCALE) * LOG2_E;
+constexpr float NO_MAXIMUM = -1.0e30f;  // finite, so that a row with no visible key yet gives 2^(-inf) = 0, not NaN
+constexpr uint32_t ALL_LANES = 0xffffffffu;
+
+// ex2.approx: 2 ulp; 2^-inf = 0.
+__device__ __forceinline__ float exp2_approximate(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+__device__ __forceinline__ float reciprocal_approximate(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// tanh(x) = 1 - 2 / (2^(2 x log2 e) + 1): absolute error near 1e-7, where tanh.approx has 5e-4.
+__device__ __forceinline__ float tanh_accurate(float x) {
+    return fmaf(-2.0f, reciprocal_approximate(exp2_approximate(2.0f * LOG2_E * x) + 1.0f), 1.0f);
+}
+
+template <int COUNT>
+__device__ __forceinline__ void soft_cap(float (&s)[COUNT]) {
+    if constexpr (HAS_SOFT_CAP) {
+        constexpr float INTO_CAP = SCALE / SOFT_CAP;
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) {
+            s[i] = tanh_accurate(s[i] * INTO_CAP);
+        }
+    }
+}
+
+__device__ __forceinline__ float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 1));
+    return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2));
+}
+
+__device__ __forceinline__ float quad_sum(float x) {
+    x += __shfl_xor_sync(ALL_LANES, x, 1);
+    return x + __shfl_xor_sync(ALL_LANES, x, 2);
+}
+
+struct online_softmax {
+    float maximum[2] = {NO_MAXIMUM, NO_MAXIMUM};
+    float sum[2] = {0.0f, 0.0f};  // of this lane's columns
+
+    // Turns a block's scores into unnormalized probabilities; rescale[h] is what earlier sums of row h shrink by.
+    template <int COUNT>
+    __device__ __forceinline__ void update(float (&s)[COUNT], float (&rescale)[2]) {
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+            float highest = maximum[row];
+#pragma unroll
+            for (int i = 0; i < COUNT; i += 4) {
+                highest = fmaxf(highest, fmaxf(s[i + 2 * row], s[i + 2 * row + 1]));
+            }
+            highest = quad_max(highest);
+            rescale[row] = exp2_approximate((maximum[row] - highest) * EXPONENT_SCALE);
+            maximum[row] = highest;
+            const float offset = -highest * EXPONENT_SCALE;
+            float block_sum = 0.0f;
+#pragma unroll
+            for (int i = 0; i < COUNT; i += 4) {
+#pragma unroll
+                for (int e = 0; e < 2; ++e) {
+                    float& value = s[i + 2 * row + e];
+                    value = exp2_approximate(fmaf(value, EXPONENT_SCALE, offset));
+                    block_sum += value;
+                }
+            }
+            sum[row] = fmaf(sum[row], rescale[row], block_sum);
+        }
+    }
+
+    // 1 / (sum over the whole row); 0 for a row that saw no key, whose output is then zero.
+    __device__ __forceinline__ void reciprocals(float (&inverse)[2]) const {
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+            const float total = quad_sum(sum[row]);
+            inverse[row] = total == 0.0f ? 0.0f : 1.0f / total;
+        }
+    }
+};
+
+// Multiplies an accumulator tile (s or o, same layout) by one factor per row.
+template <int COUNT>
+__device__ __forceinline__ void scale_rows(float (&o)[COUNT], const float (&factor)[2]) {
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+        o[i] *= factor[(i / 2) % 2];
+    }
+}
+
+}  // namespace forge

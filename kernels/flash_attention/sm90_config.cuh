@@ -1,0 +1,95 @@
+// Tile sizes, shared memory and barriers of the sm_90a flash-attention kernel.
+//
+//   shared memory (1024-byte aligned; each tile is TILE_D / 64 chunks, a chunk is rows of 128 bytes, 128-byte swizzle)
+//   ┌───────────────┬───────────────────────┬───────────────────────┬──────────┐
+//   │ Q, later O    │ K stage 0 .. STAGES-1 │ V stage 0 .. STAGES-1 │ barriers │
+//   │ BLOCK_M x D   │ BLOCK_N x D each      │ BLOCK_N x D each      │          │
+//   └───────────────┴───────────────────────┴───────────────────────┴──────────┘
+//
+// From the tactic: CONSUMERS (warpgroups), BLOCK_N, STAGES, TILE_D (HEAD_DIM rounded up to 64), PINGPONG (0/1).
+#pragma once
+
+#include "common/mbarrier.cuh"
+#include "common/tma.cuh"
+#include "common/warpgroup.cuh"
+#include "common/wgmma.cuh"
+
+namespace forge {
+
+constexpr int WARPGROUP_ROWS = 64;  // the M of one wgmma
+constexpr int K_STEP = 16;          // the K of one wgmma
+constexpr int BLOCK_M = CONSUMERS * WARPGROUP_ROWS;
+constexpr int THREADS = (CONSUMERS + 1) * WARPGROUP_THREADS;
+constexpr int WARPS_PER_WARPGROUP = WARPGROUP_THREADS / WARP_THREADS;
+
+constexpr int CHUNK_COLUMNS = 64;  // 128 bytes of 16-bit elements
+constexpr int CHUNKS = TILE_D / CHUNK_COLUMNS;
+constexpr uint32_t Q_CHUNK_BYTES = BLOCK_M * SWIZZLE128_ROW_BYTES;
+constexpr uint32_t KV_CHUNK_BYTES = BLOCK_N * SWIZZLE128_ROW_BYTES;
+constexpr uint32_t Q_BYTES = CHUNKS * Q_CHUNK_BYTES;
+constexpr uint32_t KV_BYTES = CHUNKS * KV_CHUNK_BYTES;
+
+constexpr int SCORE_STEPS = (HEAD_DIM + K_STEP - 1) / K_STEP;  // k-steps of Q K^T
+constexpr int STEPS_PER_CHUNK = CHUNK_COLUMNS / K_STEP;
+constexpr uint32_t K_MAJOR_STEP_BYTES = K_STEP * 2;
+constexpr uint32_t MN_MAJOR_STEP_BYTES = K_STEP * SWIZZLE128_ROW_BYTES;
+constexpr int VALUE_STEPS = BLOCK_N / K_STEP;  // k-steps of P V
+
+// setmaxnreg budgets; (CONSUMERS * consumer + producer) * 128 fits what the launch bound gives (168 or 128 a thread).
+constexpr int PRODUCER_REGISTERS = CONSUMERS == 2 ? 24 : 32;
+constexpr int CONSUMER_REGISTERS = CONSUMERS == 2 ? 240 : 160;
+
+// Named barriers: one per consumer warpgroup, and one per turn of the ping-pong order.
+constexpr int WARPGROUP_BARRIER = 1;
+constexpr int TURN_BARRIER = WARPGROUP_BARRIER + CONSUMERS;
+
+static_assert(CONSUMERS == 2 || CONSUMERS == 3, "two or three consumer warpgroups");
+static_assert(TILE_D % CHUNK_COLUMNS == 0 && TILE_D >= HEAD_DIM && TILE_D <= 256, "TILE_D is HEAD_DIM rounded up to 64");
+static_assert(HEAD_DIM % 8 == 0, "tensor maps need row pitches that are multiples of 16 bytes");
+static_assert(STAGES >= 2, "the loop holds one K and one V tile while it waits for the next");
+static_assert(BLOCK_N % K_STEP == 0 && BLOCK_N <= 256, "BLOCK_N is a multiple of 16, at most 256");
+
+// Shared addresses of everything, from the dynamic base rounded up to 1024 bytes.
+struct shared_layout {
+    uint32_t q, k, v, barriers;
+
+    __device__ __forceinline__ explicit shared_layout(const void* dynamic_base) {
+        q = (shared_address(dynamic_base) + SWIZZLE128_ATOM_BYTES - 1) & ~(SWIZZLE128_ATOM_BYTES - 1);
+        k = q + Q_BYTES;
+        v = k + STAGES * KV_BYTES;
+        barriers = v + STAGES * KV_BYTES;
+    }
+
+    __device__ __forceinline__ uint32_t k_tile(int stage) const { return k + stage * KV_BYTES; }
+    __device__ __forceinline__ uint32_t v_tile(int stage) const { return v + stage * KV_BYTES; }
+    __device__ __forceinline__ uint32_t q_full() const { return barriers; }
+    __device__ __forceinline__ uint32_t k_full(int stage) const { return barrier(1 + stage); }
+    __device__ __forceinline__ uint32_t k_empty(int stage) const { return barrier(1 + STAGES + stage); }
+    __device__ __forceinline__ uint32_t v_full(int stage) const { return barrier(1 + 2 * STAGES + stage); }
+    __device__ __forceinline__ uint32_t v_empty(int stage) const { return barrier(1 + 3 * STAGES + stage); }
+
+    // One thread, before the CTA's first __syncthreads.
+    __device__ __forceinline__ void init_barriers() const {
+        constexpr uint32_t CONSUMER_WARPS = CONSUMERS * WARPS_PER_WARPGROUP;
+        mbarrier_init(q_full(), 1);
+        for (int stage = 0; stage < STAGES; ++stage) {
+            mbarrier_init(k_full(stage), 1);
+            mbarrier_init(v_full(stage), 1);
+            mbarrier_init(k_empty(stage), CONSUMER_WARPS);
+            mbarrier_init(v_empty(stage), CONSUMER_WARPS);
+        }
+        mbarrier_init_fence();
+    }
+
+   private:
+    __device__ __forceinline__ uint32_t barrier(int index) const { return barriers + index * MBARRIER_BYTES; }
+};
+
+// What a CTA works on.
+struct attention_tile {
+    int head;         // batch * q_heads + query head: third coordinate of q and o
+    int kv_head;      // batch * kv_heads + key head: third coordinate of k and v
+    int first_query;  // of the tile
+};
+
+}  // namespace forge

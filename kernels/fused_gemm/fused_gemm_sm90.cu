@@ -1,0 +1,49 @@
+// y = activate(x w^T + bias) on sm_90a: TMA, wgmma, warp-specialized, persistent.
+//
+//   x [M, K] --TMA--> ring.A --\                                            +- bias
+//                               wgmma m64 nBLOCK_N k16 --> acc (float32) --> activate --> x_t --> out box --TMA--> y [M, N]
+//   w [N, K] --TMA--> ring.B --/
+//
+// Compile-time: x_t, ACTIVATION, HAS_BIAS; tactic BLOCK_M, BLOCK_N, STAGES, CLUSTER_M, GROUP_M; SHARED_BYTES.
+// Needs K % 8 == 0 and N % 8 == 0 (rows of 16-byte multiples, for TMA) and 16-byte aligned pointers.
+
+constexpr int WEIGHTS = 1;
+
+#include "activate.cuh"
+#include "sm90_kernel.cuh"
+
+struct bias_activation {
+#if HAS_BIAS
+    const x_t* bias;
+    column_biases columns;
+
+    __device__ __forceinline__ void start(uint32_t* pairs) { columns.pairs = pairs; }
+    __device__ __forceinline__ void prepare(int column, int N) { columns.fetch(bias, 0, column, N); }
+    __device__ __forceinline__ void settle() { columns.publish(); }
+    __device__ __forceinline__ float bias_at(int j, int e) const { return columns.at(0, j, e); }
+#else
+    __device__ __forceinline__ void start(uint32_t*) {}
+    __device__ __forceinline__ void prepare(int, int) {}
+    __device__ __forceinline__ void settle() {}
+    __device__ __forceinline__ float bias_at(int, int) const { return -0.0f; }  // adding -0 changes nothing
+#endif
+
+    __device__ __forceinline__ float value(const float (&acc)[ACCUMULATORS], int j, int h, int e) const {
+        return activate(acc[4 * j + 2 * h + e] + bias_at(j, e));
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    fused_gemm_sm90(const x_t* x, const x_t* w,
+#if HAS_BIAS
+                    const x_t* __restrict__ bias,
+#endif
+                    int M, int N, int K, x_t* y, const __grid_constant__ forge::tensor_map x_map,
+                    const __grid_constant__ forge::tensor_map w_map, const __grid_constant__ forge::tensor_map y_map) {
+    bias_activation epilogue;
+#if HAS_BIAS
+    epilogue.bias = bias;
+#endif
+    const forge::tensor_map* const weights[WEIGHTS] = {&w_map};
+    run_gemm(epilogue, M, N, K, &x_map, weights, &y_map);
+}

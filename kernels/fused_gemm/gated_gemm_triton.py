@@ -1,0 +1,64 @@
+"""y = activate(x w_gateᵀ + bias_gate) · (x w_upᵀ + bias_up) in Triton: both products share each tile of x.
+
+N and K come as multiples of VECTOR, so that the compiler knows the alignment of rows: 8 elements (16 bytes), or 1.
+"""
+
+import triton
+import triton.language as tl
+
+from trtforge.kernels.common.activation_triton import activate
+from trtforge.kernels.common.tile_order_triton import grouped_tile
+
+
+@triton.jit
+def gated_gemm(
+    x_ptr,
+    w_gate_ptr,
+    w_up_ptr,
+    bias_gate_ptr,
+    bias_up_ptr,
+    M,
+    N_vectors,
+    K_vectors,
+    y_ptr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    VECTOR: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    HAS_BIAS_GATE: tl.constexpr,
+    HAS_BIAS_UP: tl.constexpr,
+):
+    K = K_vectors * VECTOR
+    N = N_vectors * VECTOR
+    tile_m, tile_n = grouped_tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_M)
+    rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    depth = tl.arange(0, BLOCK_K)
+    row_inside = rows < M
+    column_inside = columns < N
+
+    x_tile = x_ptr + rows.to(tl.int64)[:, None] * K + depth[None, :]
+    w_offset = columns.to(tl.int64)[None, :] * K + depth[:, None]
+    gate_tile = w_gate_ptr + w_offset
+    up_tile = w_up_ptr + w_offset
+    gate = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    up = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for k in range(0, K, BLOCK_K):
+        depth_inside = depth < K - k
+        w_inside = column_inside[None, :] & depth_inside[:, None]
+        x = tl.load(x_tile, mask=row_inside[:, None] & depth_inside[None, :], other=0.0)
+        gate = tl.dot(x, tl.load(gate_tile, mask=w_inside, other=0.0), gate)
+        up = tl.dot(x, tl.load(up_tile, mask=w_inside, other=0.0), up)
+        x_tile += BLOCK_K
+        gate_tile += BLOCK_K
+        up_tile += BLOCK_K
+
+    if HAS_BIAS_GATE:
+        gate += tl.load(bias_gate_ptr + columns, mask=column_inside, other=0.0).to(tl.float32)[None, :]
+    if HAS_BIAS_UP:
+        up += tl.load(bias_up_ptr + columns, mask=column_inside, other=0.0).to(tl.float32)[None, :]
+    y = activate(gate, ACTIVATION) * up
+    y_tile = y_ptr + rows.to(tl.int64)[:, None] * N + columns[None, :]
+    tl.store(y_tile, y.to(y_ptr.dtype.element_ty), mask=row_inside[:, None] & column_inside[None, :])

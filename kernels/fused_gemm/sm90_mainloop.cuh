@@ -1,0 +1,105 @@
+// Main loop of the sm_90a GEMM kernels: one thread loads, the consumer warpgroups multiply.
+//
+//   producer thread                          ring of STAGES                       consumer warpgroup c
+//   wait empty[s] ------------------------------------------------------------->  wait full[s]
+//   expect STAGE_BYTES on full[s]     A: BLOCK_M x 64 of x, B: MMA_N x 64 of w    4 x wgmma m64 n(MMA_N) k16:
+//   TMA x box, w boxes -> stage s --> complete_tx on full[s] ------------------->    acc += A[64 c ..][k] B[..][k]^T
+//   next s                                                                        products of the stage before done:
+//        ^------------------- empty[s - 1] <- one arrival per consumer warp ----  release it; next s
+//
+// With CLUSTER_M = 2, two CTAs work on vertically neighboring tiles: each loads its own rows of x and half of the rows of
+// each weight box, which TMA multicasts to both. A stage is then free when the consumers of *both* CTAs have released it.
+#pragma once
+
+#include "common/tma.cuh"
+#include "sm90_tile.cuh"
+
+using ring = forge::ring_position<STAGES>;
+
+__device__ __forceinline__ void init_barriers(const shared_plan& shared) {
+    if (threadIdx.x == 0) {
+        for (int stage = 0; stage < STAGES; ++stage) {
+            forge::mbarrier_init(shared.full(stage), 1);
+            forge::mbarrier_init(shared.empty(stage), CLUSTER_M * CONSUMER_WARPS);
+        }
+        forge::mbarrier_init_fence();
+    }
+    __syncthreads();
+    if constexpr (CLUSTER_M > 1) {
+        forge::cluster_arrive();
+        forge::cluster_wait();
+    }
+}
+
+// No CTA may leave while another still arrives at its barriers or multicasts into its memory. All threads call it.
+__device__ __forceinline__ void leave_cluster() {
+    if constexpr (CLUSTER_M > 1) {
+        __syncwarp();
+        forge::cluster_arrive();
+        forge::cluster_wait();
+    }
+}
+
+// Loads the k_blocks stages of the tile whose first row of x is `row` and first rows of the weights are `column`.
+__device__ __forceinline__ void load_tile(const shared_plan& shared, ring& position, int k_blocks,
+                                          const forge::tensor_map* x, const forge::tensor_map* const (&weights)[WEIGHTS],
+                                          int row, int column, int cta) {
+    constexpr int SHARE_ROWS = BLOCK_N / CLUSTER_M;  // of each weight box, loaded by this CTA
+    for (int block = 0; block < k_blocks; ++block) {
+        const int k = block * BLOCK_K;
+        const uint32_t full = shared.full(position.stage);
+        if constexpr (CLUSTER_M > 1) {
+            forge::mbarrier_wait_cluster(shared.empty(position.stage), position.round_parity ^ 1);
+        } else {
+            forge::mbarrier_wait(shared.empty(position.stage), position.round_parity ^ 1);
+        }
+        forge::mbarrier_arrive_expect_tx(full, STAGE_BYTES);
+        forge::tma_load_2d(shared.a(position.stage), x, full, k, row);
+#pragma unroll
+        for (int i = 0; i < WEIGHTS; ++i) {
+            const uint32_t share = shared.b(position.stage) + i * WEIGHT_BYTES + cta * SHARE_ROWS * ROW_BYTES;
+            if constexpr (CLUSTER_M > 1) {
+                constexpr uint16_t EVERY_CTA = (1 << CLUSTER_M) - 1;
+                forge::tma_load_2d_multicast(share, weights[i], full, EVERY_CTA, k, column + cta * SHARE_ROWS);
+            } else {
+                forge::tma_load_2d(share, weights[i], full, k, column);
+            }
+        }
+        position.advance();
+    }
+}
+
+// One warp has finished reading the stage: tells the producers of every CTA that writes into it.
+__device__ __forceinline__ void release(const shared_plan& shared, int stage) {
+    const int lane = threadIdx.x % forge::WARP_THREADS;
+    if constexpr (CLUSTER_M > 1) {
+        if (lane < CLUSTER_M) forge::mbarrier_arrive_cluster(shared.empty(stage), lane);
+    } else {
+        if (lane == 0) forge::mbarrier_arrive(shared.empty(stage));
+    }
+}
+
+// acc = A B^T over k_blocks stages, for rows 64 * consumer .. of the tile. Layout of acc: see common/wgmma.cuh.
+__device__ __forceinline__ void multiply_tile(float (&acc)[ACCUMULATORS], const shared_plan& shared, ring& position,
+                                              int k_blocks, int consumer) {
+    int previous = 0;
+    for (int block = 0; block < k_blocks; ++block) {
+        forge::mbarrier_wait(shared.full(position.stage), position.round_parity);
+        const uint64_t a = forge::swizzle128_k_major(shared.a(position.stage) + consumer * WGMMA_M * ROW_BYTES);
+        const uint64_t b = forge::swizzle128_k_major(shared.b(position.stage));
+        forge::wgmma_fence();
+#pragma unroll
+        for (int step = 0; step < BLOCK_K / WGMMA_K; ++step) {
+            forge::wgmma_ss<x_t, MMA_N>(acc, forge::descriptor_advance(a, step * WGMMA_K_BYTES),
+                                        forge::descriptor_advance(b, step * WGMMA_K_BYTES), (block | step) != 0);
+        }
+        forge::wgmma_commit();
+        forge::wgmma_wait<1>();  // all but the products just issued: the previous stage has been read
+        if (block > 0) release(shared, previous);
+        previous = position.stage;
+        position.advance();
+    }
+    forge::wgmma_wait<0>();
+    forge::wgmma_hold(acc);
+    release(shared, previous);
+}

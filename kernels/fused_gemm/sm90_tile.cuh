@@ -1,0 +1,74 @@
+// Tile constants and the shared-memory plan of the sm_90a GEMM kernels.
+//
+// From the tactic: BLOCK_M, BLOCK_N, STAGES, CLUSTER_M, GROUP_M. From the kernel: WEIGHTS, the number of weight matrices
+// (1, or 2 for a gated product), whose boxes are stacked in one B operand of MMA_N = WEIGHTS * BLOCK_N rows.
+//
+//   shared memory, from a multiple of 1024 bytes:
+//     ring   STAGES x [ A: BLOCK_M rows of 128 bytes | B: MMA_N rows of 128 bytes ]     128-byte swizzle
+//     out    consumers x OUT_BOXES x [ 64 rows of 128 bytes ]                           128-byte swizzle
+//     column vectors   consumers x [ MMA_N elements ]                                   biases of the tile's columns
+//     full   STAGES mbarriers        empty  STAGES mbarriers
+#pragma once
+
+#include "common/mbarrier.cuh"
+#include "common/warpgroup.cuh"
+#include "common/wgmma.cuh"
+
+constexpr int WGMMA_M = 64;   // rows of a warpgroup's product
+constexpr int WGMMA_K = 16;   // depth of one instruction
+constexpr int BLOCK_K = 64;   // depth of a stage: one 128-byte row of 16-bit elements
+constexpr int ROW_BYTES = 128;
+constexpr int WGMMA_K_BYTES = WGMMA_K * 2;
+
+constexpr int CONSUMERS = BLOCK_M / WGMMA_M;  // warpgroups that multiply; one more loads
+constexpr int THREADS = (1 + CONSUMERS) * forge::WARPGROUP_THREADS;
+constexpr int CONSUMER_WARPS = CONSUMERS * forge::WARPGROUP_THREADS / forge::WARP_THREADS;
+constexpr int MMA_N = WEIGHTS * BLOCK_N;
+constexpr int ACCUMULATORS = MMA_N / 2;  // per thread
+
+constexpr int A_BYTES = BLOCK_M * ROW_BYTES;
+constexpr int WEIGHT_BYTES = BLOCK_N * ROW_BYTES;
+constexpr int STAGE_BYTES = A_BYTES + WEIGHTS * WEIGHT_BYTES;
+
+constexpr int OUT_COLUMNS = 64;  // of an output box: 128 bytes
+constexpr int OUT_BOX_BYTES = WGMMA_M * ROW_BYTES;
+constexpr int OUT_BOXES = 2;  // per consumer: one is filled while the other is being stored
+
+constexpr int OUT_OFFSET = STAGES * STAGE_BYTES;
+constexpr int COLUMNS_OFFSET = OUT_OFFSET + CONSUMERS * OUT_BOXES * OUT_BOX_BYTES;
+constexpr int BARRIER_OFFSET = COLUMNS_OFFSET + CONSUMERS * MMA_N * 2;
+constexpr int SHARED_NEEDED = BARRIER_OFFSET + 2 * STAGES * forge::MBARRIER_BYTES + forge::SWIZZLE128_ATOM_BYTES;
+
+// The register file holds 64 Ki registers: the producer gives up what the consumers' accumulators need.
+constexpr int PRODUCER_REGISTERS = 40;
+constexpr int CONSUMER_REGISTERS = 232;
+
+static_assert(sizeof(x_t) == 2, "16-bit elements");
+static_assert(BLOCK_M == 64 || BLOCK_M == 128, "one or two consumer warpgroups of 64 rows");
+static_assert(BLOCK_N % OUT_COLUMNS == 0 && MMA_N <= 256, "whole output boxes; wgmma is at most 256 wide");
+static_assert(BLOCK_N % (8 * CLUSTER_M) == 0, "each CTA of a cluster loads whole swizzle atoms of the weights");
+static_assert(SHARED_BYTES >= SHARED_NEEDED, "the launch's dynamic shared memory is too small for this tile");
+
+struct shared_plan {
+    uint32_t base;  // shared address, a multiple of 1024
+    unsigned char* bytes;
+
+    __device__ __forceinline__ explicit shared_plan(unsigned char* dynamic_shared) {
+        const uint32_t start = forge::shared_address(dynamic_shared);
+        base = (start + forge::SWIZZLE128_ATOM_BYTES - 1) & ~(forge::SWIZZLE128_ATOM_BYTES - 1);
+        bytes = dynamic_shared + (base - start);
+    }
+
+    __device__ __forceinline__ uint32_t a(int stage) const { return base + stage * STAGE_BYTES; }
+    __device__ __forceinline__ uint32_t b(int stage) const { return a(stage) + A_BYTES; }
+    __device__ __forceinline__ uint32_t out(int consumer) const {
+        return base + OUT_OFFSET + consumer * OUT_BOXES * OUT_BOX_BYTES;
+    }
+    __device__ __forceinline__ uint32_t* column_pairs(int consumer) const {
+        return reinterpret_cast<uint32_t*>(bytes + COLUMNS_OFFSET) + consumer * (MMA_N / 2);
+    }
+    __device__ __forceinline__ uint32_t full(int stage) const {
+        return base + BARRIER_OFFSET + stage * forge::MBARRIER_BYTES;
+    }
+    __device__ __forceinline__ uint32_t empty(int stage) const { return full(STAGES + stage); }
+};

@@ -1,0 +1,276 @@
+"""Flash attention without a GPU: the reference, the contract, the choice of kernel, machine code, fusion patterns."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from trtforge.bindings.architectures import architecture
+from trtforge.bindings.errors import ContractError
+from trtforge.graph_api import Network
+from trtforge.graph_api import functional as F
+from trtforge.graph_api.fusion import fuse
+from trtforge.harness import pool
+from trtforge.harness.check import plan_interpreter
+from trtforge.harness.compare import compare, tolerance_of
+from trtforge.harness.inspection import inspect_kernel
+from trtforge.kernels import Case, registry
+from trtforge.kernels.flash_attention.op import SM90_TACTICS, flash_attention, visible_keys
+
+
+def by_definition(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, lengths: np.ndarray, causal: bool, window: int, soft_cap: float,
+    scale: float,
+) -> np.ndarray:
+    """Attention one query at a time in float64, straight from the op's documentation."""
+    batch, heads, queries, _ = q.shape
+    o = np.zeros(q.shape)
+    for b in range(batch):
+        for h in range(heads):
+            kv = h // (heads // k.shape[1])
+            for i in range(queries):
+                diagonal = int(lengths[b]) - queries + i
+                seen = [
+                    j
+                    for j in range(int(lengths[b]))
+                    if (not causal or j <= diagonal) and (window < 0 or j > diagonal - window)
+                ]
+                if not seen:
+                    continue
+                scores = [scale * float(np.dot(q[b, h, i], k[b, kv, j])) for j in seen]
+                if soft_cap:
+                    scores = [soft_cap * math.tanh(s / soft_cap) for s in scores]
+                weights = [math.exp(s - max(scores)) for s in scores]
+                o[b, h, i] = sum(w * v[b, kv, j] for w, j in zip(weights, seen)) / sum(weights)
+    return o
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [-1, 1, 4])
+@pytest.mark.parametrize("soft_cap", [0.0, 1.5])
+@pytest.mark.parametrize(("queries", "keys"), [(5, 9), (9, 5), (1, 6), (6, 1)])
+def test_reference_is_the_definition(causal: bool, window: int, soft_cap: float, queries: int, keys: int) -> None:
+    rng = np.random.default_rng(queries * 100 + keys)
+    q = rng.standard_normal((3, 4, queries, 6)).astype(np.float16)
+    k, v = (rng.standard_normal((3, 2, keys, 6)).astype(np.float16) for _ in range(2))
+    for lengths in (None, np.array([0, keys, min(3, keys)], np.int32)):
+        inputs = {"q": q, "k": k, "v": v} | ({} if lengths is None else {"k_lengths": lengths})
+        found = flash_attention.run_reference(
+            inputs, {"causal": causal, "window": window, "soft_cap": soft_cap, "scale": 0.7}
+        )["o"]
+        all_keys = np.full(3, keys) if lengths is None else lengths
+        wide = [x.astype(np.float64) for x in (q, k, v)]
+        expected = by_definition(wide[0], wide[1], wide[2], all_keys, causal, window, soft_cap, 0.7)
+        np.testing.assert_allclose(found.astype(np.float64), expected, atol=2e-3, rtol=2e-3)
+
+
+def test_reference_ignores_what_lies_past_the_length() -> None:
+    rng = np.random.default_rng(1)
+    q, k, v = (rng.standard_normal((2, 1, 7, 4)).astype(np.float16) for _ in range(3))
+    lengths = np.array([3, 0], np.int32)
+    clean = flash_attention.run_reference({"q": q, "k": k, "v": v, "k_lengths": lengths})["o"]
+    k[0, :, 3:], v[0, :, 3:], k[1], v[1] = np.nan, np.nan, np.nan, np.nan
+    dirty = flash_attention.run_reference({"q": q, "k": k, "v": v, "k_lengths": lengths})["o"]
+    np.testing.assert_array_equal(clean, dirty)
+    assert not clean[1].any()
+
+
+def test_a_long_reference_is_computed_in_pieces_without_a_seam() -> None:
+    rng = np.random.default_rng(2)
+    q, k, v = (rng.standard_normal((1, 1, 1030, 2)).astype(np.float32) for _ in range(3))
+    whole = flash_attention._reference(q, k, v, None, causal=True, window=-1, soft_cap=0.0, scale=1.0)
+    tail = flash_attention._reference(q[:, :, 1000:], k, v, None, causal=True, window=-1, soft_cap=0.0, scale=1.0)
+    np.testing.assert_allclose(whole[:, :, 1000:], tail, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [-1, 3])
+def test_cost_counts_visible_pairs(causal: bool, window: int) -> None:
+    case = Case({"B": 2, "Hq": 4, "Hkv": 2, "Sq": 6, "Sk": 10, "D": 8}, {"causal": causal, "window": window})
+    binding = flash_attention.bind_case(case, {"q": "float16", "k": "float16", "v": "float16"})
+    first, end = visible_keys(6, 10, 10, causal, window)
+    pairs = sum(1 for i in range(6) for j in range(10) if first[i] <= j < end[i])
+    assert flash_attention.cost_of(binding).flops == 4 * 2 * 4 * 8 * pairs
+    if not causal and window < 0:
+        assert pairs == 60
+
+
+def _bind(dims: dict[str, int], dtype: str = "float16", **attributes: Any) -> Any:
+    case = Case({"B": 1, "Hq": 4, "Hkv": 2, "Sq": 128, "Sk": 128, "D": 64} | dims, attributes)
+    return flash_attention.bind_case(case, {"q": dtype, "k": dtype, "v": dtype})
+
+
+@pytest.mark.parametrize(
+    ("dims", "attributes", "words"),
+    [
+        ({"Hkv": 3}, {}, "multiple of Hkv"),
+        ({"D": 257}, {}, "at most 256"),
+        ({}, {"window": 0}, "window must be"),
+        ({}, {"window": -2}, "at least -1"),
+        ({}, {"scale": 0.0}, "scale must be positive"),
+        ({}, {"soft_cap": -1.0}, "at least 0"),
+        ({}, {"causal": 1}, "of type bool"),
+    ],
+)
+def test_refusals_name_the_rule(dims: dict[str, int], attributes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ContractError, match=words):
+        _bind(dims, **attributes)
+
+
+def test_refusal_of_dtypes() -> None:
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys("qkv", (1, 1, 4, 8))
+    with pytest.raises(ContractError, match="'q' is float32"):
+        flash_attention.bind(shapes, dict.fromkeys("qkv", "float32"))
+    with pytest.raises(ContractError, match="'k' is bfloat16"):
+        flash_attention.bind(shapes, {"q": "float16", "k": "bfloat16", "v": "float16"})
+    with pytest.raises(ContractError, match="k_lengths"):
+        flash_attention.bind(
+            {**shapes, "k_lengths": (1,)}, dict.fromkeys("qkv", "float16") | {"k_lengths": "int64"}
+        )
+
+
+@pytest.mark.parametrize(
+    ("dims", "arch", "kernel"),
+    [
+        ({"D": 128, "Sq": 4096, "Sk": 4096}, "sm_90a", "sm90"),
+        ({"D": 40}, "sm_90a", "sm90"),
+        ({"D": 256}, "sm_90a", "sm90"),
+        ({"D": 37}, "sm_90a", "mma"),
+        ({"Sq": 1}, "sm_90a", "mma"),
+        ({"D": 128}, "sm_80", "mma"),
+        ({"D": 256}, "sm_120a", "mma"),
+        ({"D": 1, "Sq": 1, "Sk": 1}, "sm_89", "mma"),
+    ],
+)
+def test_heuristic(dims: dict[str, int], arch: str, kernel: str) -> None:
+    assert flash_attention.choose(_bind(dims), architecture(arch)).kernel.name == kernel
+
+
+def test_every_case_has_a_kernel_everywhere() -> None:
+    for case in flash_attention.cases:
+        for dtypes in flash_attention.dtype_combinations(case):
+            binding = flash_attention.bind_case(case, dtypes)
+            for arch in ("sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a"):
+                flash_attention.choose(binding, architecture(arch))
+
+
+def test_triton_kernel_in_the_interpreter() -> None:
+    """One tactic and float16; ``trtforge check`` runs them all."""
+    planned = plan_interpreter(flash_attention, [flash_attention.kernel_named("triton")], (0,))
+    jobs = [p.job for p in planned if p.job and p.job.tactic == 0 and p.job.dtypes["q"] == "float16"]
+    rows = pool.run_jobs("interpret", jobs, (), 1)
+    assert len(rows) >= 15
+    assert not [(r.case, r.reason) for r in rows if r.status != "passed"]
+
+
+def test_sm90_tactics_fit_and_cover_every_head_dimension() -> None:
+    kernel, target = flash_attention.kernel_named("sm90"), architecture("sm_90a")
+    for width in range(8, 257, 8):
+        binding = _bind({"D": width})
+        served = [i for i in range(len(kernel.tactics)) if kernel.refusal(binding, i, target) is None]
+        assert served, width
+        for index in served:
+            assert kernel.launch(binding, index, target).shared <= target.smem_per_block
+    assert kernel.refusal(_bind({"D": 36}), 0, target) is not None
+
+
+@pytest.mark.parametrize("index", range(len(SM90_TACTICS)))
+def test_sm90_machine_code(index: int) -> None:
+    """Tensor cores by wgmma, tiles by the copy engine, and nothing in local memory."""
+    code = inspect_kernel(flash_attention.kernel_named("sm90"), index, "sm_90a")
+    mix = code.instructions
+    assert mix["HGMMA"] and mix["UTMALDG"] and mix["UTMASTG"] and mix["STSM"]
+    assert not code.spills and not code.stack and not mix.get("LDL") and not mix.get("STL")
+    assert not code.warnings, code.warnings
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_120a"])
+@pytest.mark.parametrize("index", [0, 2])
+def test_mma_machine_code(index: int, arch: str) -> None:
+    code = inspect_kernel(flash_attention.kernel_named("mma"), index, arch)
+    mix = code.instructions
+    assert mix["HMMA"] and mix["LDGSTS"] and mix["LDSM"]
+    assert not code.spills and not code.stack
+
+
+# ---- fusion ---------------------------------------------------------------------------------------------------------
+
+
+def _fused(write: Any, queries: int = 8, keys: int = 8, kv_heads: int = 2) -> Any:
+    with Network("attention") as network:
+        q = network.input("q", "float16", (1, 4, queries, 32))
+        k = network.input("k", "float16", (1, kv_heads, keys, 32))
+        v = network.input("v", "float16", (1, kv_heads, keys, 32))
+        lengths = network.input("lengths", "int32", (1,))
+        network.mark_output(write(q, k, v, lengths), "o")
+    return fuse(network)
+
+
+@pytest.mark.parametrize("lengths", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"causal": True}, {"window": 3}, {"causal": True, "window": 3, "soft_cap": 5.0}, {"scale": 0.25}],
+)
+def test_written_out_attention_becomes_the_op(options: dict[str, Any], lengths: bool) -> None:
+    report = _fused(
+        lambda q, k, v, n: F.attention_written_out(q, k, v, k_lengths=n if lengths else None, **options)
+    )
+    (replacement,) = report.replacements
+    assert replacement.op == "trtforge::flash_attention"
+    assert replacement.inputs == (("q", "k", "v", "lengths") if lengths else ("q", "k", "v"))
+    expected = {"causal": False, "window": -1, "soft_cap": 0.0, "scale": 32**-0.5} | options
+    found = {**{"window": -1, "soft_cap": 0.0}, **replacement.attributes}
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=2e-3), name
+
+
+def test_other_spellings_become_the_op() -> None:
+    def scaled_queries(q: Any, k: Any, v: Any, _: Any) -> Any:
+        return F.matmul(F.softmax(F.matmul(F.mul(q, 0.25), F.transpose(k)), -1), v)
+
+    def unscaled(q: Any, k: Any, v: Any, _: Any) -> Any:
+        return F.matmul(F.softmax(F.matmul(q, k, transpose_b=True), -1), v)
+
+    for write, scale in ((scaled_queries, 0.25), (unscaled, 1.0)):
+        (replacement,) = _fused(write, kv_heads=4).replacements
+        assert replacement.attributes["scale"] == pytest.approx(scale)
+
+
+def test_a_finite_mask_is_refused_where_a_query_may_see_nothing() -> None:
+    def finite(q: Any, k: Any, v: Any, _: Any) -> Any:
+        scores = F.where(F.causal_mask(q, k), F.div(F.matmul(q, k, transpose_b=True), 8.0), -65504.0)
+        return F.matmul(F.softmax(scores, -1), v)
+
+    assert len(_fused(finite, 8, 8, 4).replacements) == 1
+    report = _fused(finite, 9, 8, 4)
+    assert not report.replacements and "may see no key" in str(report)
+
+
+# ---- on a GPU -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", ["sm90", "mma", "triton"])
+@pytest.mark.parametrize("width", [64, 128])
+def test_garbage_past_the_length_does_not_reach_the_output(kernel: str, width: int) -> None:
+    from trtforge.bindings import device
+
+    op = registry.get("flash_attention")
+    case = Case(
+        {"B": 4, "Hq": 4, "Hkv": 2, "Sq": 130, "Sk": 500, "D": width}, {"causal": True}, optional=("k_lengths",)
+    )
+    dtypes = {"q": "bfloat16", "k": "bfloat16", "v": "bfloat16", "k_lengths": "int32"}
+    target = device.current_device().architecture
+    if not op.kernel_named(kernel).serves(target):
+        pytest.skip(f"{kernel} does not run on {target.name}")
+    inputs = op.sample_inputs(case, dtypes, seed=5)
+    for b, n in enumerate(inputs["k_lengths"]):
+        for name in ("k", "v"):
+            inputs[name][b, :, n:] = np.array(np.nan, ml_dtypes.bfloat16)
+    expected = op.run_reference(inputs, case.attributes)["o"]
+    found = op(*inputs.values(), **case.attributes, kernel=kernel, device="cuda")
+    assert compare(found, expected, tolerance_of(op, "bfloat16")).passed

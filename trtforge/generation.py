@@ -1,0 +1,53 @@
+"""``trtforge generate``: text on standard output as it is written, everything else on standard error."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from trtforge.graph_api.llm import Sampling, open_session
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command; raises UsageError, CheckpointError, DeviceError."""
+    from trtforge.kernels import registry
+
+    for target in arguments.load:
+        registry.load(target)
+    sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
+    session = open_session(
+        arguments.model,
+        arguments.prompt,
+        max_tokens=arguments.max_tokens,
+        backend=arguments.backend,
+        dtype=arguments.dtype,
+    )
+    if arguments.explain and not arguments.json:
+        print(session.explain(), file=sys.stderr, flush=True)
+
+    def show(piece: str) -> None:
+        print(piece, end="", flush=True)
+
+    if not arguments.json:
+        show(arguments.prompt)
+    result = session.generate(
+        arguments.prompt,
+        max_tokens=arguments.max_tokens,
+        sampling=sampling,
+        on_text=None if arguments.json else show,
+    )
+    if arguments.json:
+        report = result.to_dict()
+        if arguments.explain:
+            report["explain"] = session.explain().to_dict()
+        print(json.dumps(report, indent=1))
+        return 0
+    print()
+    print(
+        f"[{result.backend} backend, {result.dtype}: {result.prompt_tokens} prompt tokens at "
+        f"{result.prefill_tokens_per_second:.0f}/s, {len(result.token_ids)} tokens at "
+        f"{result.decode_tokens_per_second:.0f}/s, ended by {result.finish_reason}]",
+        file=sys.stderr,
+    )
+    return 0

@@ -1,7 +1,7 @@
 """Host time of a cached launch, with pytest-benchmark: ``pytest benchmarks/test_launch_overhead.py``.
 
-The kernel is small, and the device is drained after every round, so what is timed is the call from Python. Each
-benchmark checks the output of its last call.
+The kernel takes less time on the device than its call takes in Python, so what is timed is the call. Each benchmark
+checks the output of its last call.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LIMIT = 10e-6
 
 def _measure(benchmark: Any, call: Callable[[], Any]) -> float:
     call()
-    benchmark.pedantic(call, rounds=ROUNDS, iterations=CALLS, warmup_rounds=5, setup=device.synchronize)
+    benchmark.pedantic(call, rounds=ROUNDS, iterations=CALLS, warmup_rounds=5)
     return float(benchmark.stats.stats.median)
 
 
@@ -59,7 +59,7 @@ def test_eager_call(benchmark: Any, framework: str) -> None:
     device.synchronize()
     result = y.cpu().numpy() if framework == "torch" else y.get()
     np.testing.assert_allclose(result, expected, rtol=2e-3, atol=2e-3)
-    assert median <= 3 * LIMIT
+    assert median <= LIMIT
 
 
 def test_eager_call_that_allocates(benchmark: Any) -> None:
@@ -73,4 +73,4 @@ def test_eager_call_that_allocates(benchmark: Any) -> None:
     median = _measure(benchmark, call)
     device.synchronize()
     np.testing.assert_allclose(results[0].get(), expected, rtol=2e-3, atol=2e-3)
-    assert median <= 4 * LIMIT
+    assert median <= LIMIT

@@ -157,30 +157,88 @@ def empty(shape: tuple[int, ...], dtype_name: str) -> Array:
     return Array(cupy.empty(shape, dtype(dtype_name).storage), dtype_name)
 
 
-def empty_like_framework(view_of_input: View, shape: tuple[int, ...], dtype_name: str) -> Any:
-    """An uninitialized device array of the framework (and on the device) that an input came from."""
-    if view_of_input.framework == "torch":
-        torch = require("torch", "PyTorch outputs")
-        return torch.empty(shape, dtype=_torch_dtypes()[dtype_name], device=view_of_input.owner.device)
-    if view_of_input.framework == "cupy" and not dtype_name.startswith("float8"):
-        return require("cupy", "CuPy outputs").empty(shape, dtype(dtype_name).numpy)
-    return empty(shape, dtype_name)
+@dataclass(frozen=True)
+class Framework:
+    """The calls that an eager launch makes on a framework's device arrays, each as cheap as the framework has it.
+
+    ``ordinal(array)`` is -1 for an array in host memory; ``empty(shape, dtype_name, ordinal)`` allocates;
+    ``current(ordinal)`` is the CUstream handle that the framework launches on now.
+    """
+
+    name: str
+    pointer: Callable[[Any], int]
+    contiguous: Callable[[Any], bool]
+    ordinal: Callable[[Any], int]
+    empty: Callable[[tuple[int, ...], str, int], Any]
+    current: Callable[[int], int]
+
+
+def _torch_framework() -> Framework:
+    torch = require("torch", "PyTorch arrays")
+    kinds = _torch_dtypes()
+    raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+
+    def current(ordinal: int) -> int:
+        return raw_stream(ordinal) if raw_stream else torch.cuda.current_stream(ordinal).cuda_stream
+
+    return Framework(
+        "torch",
+        lambda a: a.data_ptr(),
+        lambda a: a.is_contiguous(),
+        lambda a: a.get_device(),
+        lambda shape, name, ordinal: torch.empty(shape, dtype=kinds[name], device=f"cuda:{ordinal}"),
+        current,
+    )
+
+
+def _cupy_empty(shape: tuple[int, ...], name: str, ordinal: int) -> Any:
+    cupy = require("cupy", "CuPy arrays")
+    if name.startswith("float8"):
+        return empty(shape, name)
+    return cupy.empty(shape, dtype(name).numpy)
+
+
+def _cupy_stream(ordinal: int) -> int:
+    return require("cupy", "CuPy streams").cuda.get_current_stream().ptr
+
+
+_CUPY = Framework(
+    "cupy",
+    lambda a: a.data.ptr,
+    lambda a: a.flags.c_contiguous,
+    lambda a: a.data.device_id,
+    _cupy_empty,
+    _cupy_stream,
+)
+_FORGE = Framework(
+    "forge",
+    lambda a: a.storage.data.ptr,
+    lambda a: a.storage.flags.c_contiguous,
+    lambda a: a.storage.data.device_id,
+    lambda shape, name, ordinal: empty(shape, name),
+    _cupy_stream,
+)
+_FRAMEWORKS: dict[type, Framework | None] = {Array: _FORGE}
+
+
+def framework_of(kind: type) -> Framework | None:
+    """The framework of a type of device arrays; None for others (NumPy, JAX, unknown ones)."""
+    try:
+        return _FRAMEWORKS[kind]
+    except KeyError:
+        roots = {base.__module__.partition(".")[0] for base in kind.__mro__}
+        found = _torch_framework() if "torch" in roots else _CUPY if "cupy" in roots else None
+        _FRAMEWORKS[kind] = found
+        return found
+
+
+def framework_named(name: str) -> Framework:
+    """The framework that takes care of views of that name: CuPy's memory serves JAX and DLPack producers."""
+    return _torch_framework() if name == "torch" else _CUPY if name == "cupy" else _FORGE
 
 
 def finish(array: Any, framework: str) -> Any:
     """Turn an output into what the caller's framework expects (JAX takes the memory through DLPack)."""
-    if framework == "jax" and isinstance(array, Array):
-        if array.dtype.startswith("float8"):
-            return array
-        jax = require("jax", "JAX outputs")
-        return jax.dlpack.from_dlpack(array.storage.view(dtype(array.dtype).numpy))
+    if framework == "jax" and isinstance(array, Array) and not array.dtype.startswith("float8"):
+        return require("jax", "JAX outputs").dlpack.from_dlpack(array.storage.view(dtype(array.dtype).numpy))
     return array
-
-
-def current_stream(framework: str) -> int:
-    """The CUstream handle that a framework launches on now."""
-    if framework == "torch":
-        return require("torch", "PyTorch streams").cuda.current_stream().cuda_stream
-    if framework in ("cupy", "forge"):
-        return require("cupy", "CuPy streams").cuda.get_current_stream().ptr
-    return 0

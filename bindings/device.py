@@ -13,6 +13,9 @@ from trtforge.bindings.architectures import Architecture, of_device
 from trtforge.bindings.errors import DeviceError, MissingDependencyError
 from trtforge.bindings.optional import require
 
+#: CUDA_ERROR_INVALID_CONTEXT: no context is current in this thread.
+_NO_CONTEXT = 201
+
 
 @cache
 def driver() -> Any:
@@ -121,12 +124,11 @@ def make_current(ordinal: int) -> None:
 def current_ordinal() -> int:
     """The device whose context is current in this thread; device 0 is made current when there is none."""
     require_gpu("launching a kernel")
-    cu = driver()
-    context = checked(cu.cuCtxGetCurrent())
-    if int(context) == 0:
+    status, handle = driver().cuCtxGetDevice()
+    if status == _NO_CONTEXT:
         make_current(0)
         return 0
-    return int(checked(cu.cuCtxGetDevice()))
+    return int(checked((status, handle)))
 
 
 def current_device() -> Device:

@@ -133,7 +133,10 @@ def _scratch_parameters(parameters: tuple[Parameter, ...], declared: int) -> int
 
 
 def _ptxas_report(ptx: str, capability: int) -> str:
-    program = tool("ptxas-blackwell" if capability >= 100 else "ptxas")
+    from triton import knobs
+
+    chosen = knobs.nvidia.ptxas_blackwell if capability >= 100 else knobs.nvidia.ptxas  # the one that Triton used
+    program = Path(chosen.path)
     target = re.search(r"^\.target\s+(\w+)", ptx, re.M)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"

@@ -1,6 +1,6 @@
 """A whole op in one file: y = relu(x)², the activation of Primer (So et al. 2021, arXiv:2109.08668).
 
-    trtforge check squared_relu --load examples/squared_relu.py
+trtforge check squared_relu --load examples/squared_relu.py
 """
 
 import numpy as np

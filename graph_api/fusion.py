@@ -170,9 +170,7 @@ def _producer(tensor: Tensor) -> Node:
     return tensor.producer
 
 
-def _examine(
-    matcher: Matcher, node: Node, position: Mapping[Node, int]
-) -> tuple[_Candidate | None, Refusal | None]:
+def _examine(matcher: Matcher, node: Node, position: Mapping[Node, int]) -> tuple[_Candidate | None, Refusal | None]:
     """The first match at this node that holds every condition, else why the first one does not."""
     pattern, root = matcher.pattern, node.outputs[0]
     refusal: Refusal | None = None
@@ -241,9 +239,7 @@ def _contract(op: Op, inputs: tuple[Tensor | None, ...], attributes: dict[str, A
         return f"{op.name} has {len(outputs)} outputs, and a pattern replaces one value"
     shape, dtype = outputs[0]
     if tuple(shape) != tuple(root.shape) or dtype != root.dtype:
-        return (
-            f"{op.name} would give {dtype}{shapes.text(shape)} in place of {root.dtype}{shapes.text(root.shape)}"
-        )
+        return f"{op.name} would give {dtype}{shapes.text(shape)} in place of {root.dtype}{shapes.text(root.shape)}"
     return None
 
 

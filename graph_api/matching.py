@@ -249,9 +249,7 @@ def interior(nodes: Sequence[Node], root: Tensor) -> list[Node]:
         if node not in shareable:
             cheap = node.op in VIEWS or node.outputs[0].dtype not in FLOATS
             shareable[node] = (
-                node is not root.producer
-                and cheap
-                and all(n not in covered or may_stay(n) for n in node.predecessors)
+                node is not root.producer and cheap and all(n not in covered or may_stay(n) for n in node.predecessors)
             )
         return shareable[node]
 

@@ -249,9 +249,7 @@ class Attention(Module):
 class MLP(Module):
     """down_proj(activation(up_proj(x))), in primitives: fusion puts fused ops in their place."""
 
-    def __init__(
-        self, width: int, hidden: int, activation: str = "gelu", bias: bool = True, dtype: str = "float16"
-    ):
+    def __init__(self, width: int, hidden: int, activation: str = "gelu", bias: bool = True, dtype: str = "float16"):
         self.up_proj = Linear(width, hidden, bias, dtype)
         self.down_proj = Linear(hidden, width, bias, dtype)
         self.activation = activation
@@ -263,9 +261,7 @@ class MLP(Module):
 class GatedMLP(Module):
     """down_proj(activation(gate_proj(x)) * up_proj(x)) (Shazeer 2020, arXiv:2002.05202), in primitives."""
 
-    def __init__(
-        self, width: int, hidden: int, activation: str = "silu", bias: bool = False, dtype: str = "float16"
-    ):
+    def __init__(self, width: int, hidden: int, activation: str = "silu", bias: bool = False, dtype: str = "float16"):
         self.gate_proj = Linear(width, hidden, bias, dtype)
         self.up_proj = Linear(width, hidden, bias, dtype)
         self.down_proj = Linear(hidden, width, bias, dtype)

@@ -256,11 +256,7 @@ def _gelu(f: Tracer, x: P, *, approximate: Any) -> list[P]:
         return _gelu_forms(f, x, f.erf(f.mul(x, 0.5**0.5)))
     cubes = [f.pow(x, 3.0), f.mul(f.mul(x, x), x)]
     root = (2 / 3.141592653589793) ** 0.5
-    return [
-        form
-        for cube in cubes
-        for form in _gelu_forms(f, x, f.tanh(f.mul(f.add(x, f.mul(cube, 0.044715)), root)))
-    ]
+    return [form for cube in cubes for form in _gelu_forms(f, x, f.tanh(f.mul(f.add(x, f.mul(cube, 0.044715)), root)))]
 
 
 def _reciprocal_norms(f: Tracer, x: P, eps: Any) -> list[P]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,8 +45,10 @@ class Inspection:
     warnings: list[str]
 
 
-def _representative(op: Op, kernel: Kernel, tactic: int, arch: str, label: str | None) -> tuple[Case, dict[str, str]]:
-    target = architecture(arch)
+def _representative(
+    op: Op, kernel: Kernel, tactic: int, target: Architecture, label: str | None
+) -> tuple[Case, dict[str, str]] | str:
+    """The case to compile, a benchmark case first, with its dtypes; or the reason why no case is served."""
     cases = sorted(op.cases, key=lambda c: "bench" not in c.tags)
     if label is not None:
         cases = [c for c in cases if label in c.label]
@@ -60,13 +62,14 @@ def _representative(op: Op, kernel: Kernel, tactic: int, arch: str, label: str |
             if refusal is None:
                 return case, dtypes
             reason = refusal
-    raise UsageError(f"{kernel} [{kernel.tactic_label(tactic)}] serves none of the cases on {arch}: {reason}")
+    return reason
 
 
-def inspect_kernel(kernel: Kernel, tactic: int, arch: str, case_label: str | None = None) -> Inspection:
-    """Compile one tactic for one architecture and read the result. Raises CompileError, UsageError."""
-    op, target = kernel.op, architecture(arch)
-    case, dtypes = _representative(op, kernel, tactic, arch, case_label)
+def inspect_kernel(
+    kernel: Kernel, tactic: int, target: Architecture, case: Case, dtypes: Mapping[str, str]
+) -> Inspection:
+    """Compile one tactic of a kernel for one case and architecture, and read the result. Raises CompileError."""
+    op = kernel.op
     binding = op.bind_case(case, dtypes)
     binary = compile_kernel(kernel, binding, tactic, target)
     launch = kernel.launch(binding, tactic, target)
@@ -136,14 +139,18 @@ def inspect(
     op = registry.get(name)
     kernels = [op.kernel_named(kernel_name)] if kernel_name else op.kernels
     architectures = [architecture(arch).name] if arch else list(INSPECTED)
-    found = []
+    found, reasons = [], []
     for kernel in kernels:
-        for one in architectures:
-            if kernel.serves(architecture(one)):
-                found += [
-                    inspect_kernel(kernel, index, one, case)
-                    for index in (range(len(kernel.tactics)) if tactic is None else [op.tactic_index(kernel, tactic)])
-                ]
+        for built_for in map(architecture, architectures):
+            if not kernel.serves(built_for):
+                continue
+            for index in range(len(kernel.tactics)) if tactic is None else [op.tactic_index(kernel, tactic)]:
+                chosen = _representative(op, kernel, index, built_for, case)
+                if isinstance(chosen, str):
+                    reasons.append(f"{kernel.name} [{kernel.tactic_label(index)}] {chosen}")
+                else:
+                    found.append(inspect_kernel(kernel, index, built_for, *chosen))
     if not found:
-        raise UsageError(f"{target} has no kernel for {', '.join(architectures)}")
+        why = "; ".join(dict.fromkeys(reasons)) or "no kernel is built for that"
+        raise UsageError(f"{target} cannot be inspected for {', '.join(architectures)}: {why}")
     return found

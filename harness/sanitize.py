@@ -22,25 +22,29 @@ CASES_PER_TACTIC = 2
 
 
 def launches(op: Op) -> Iterator[tuple[Kernel, int, Case, dict[str, str]]]:
-    """Kernels, tactics and small cases: all cases for the first tactic, a rotating few for the others."""
+    """Kernels, tactics and small cases: every case for the first tactic that serves any, two for each other tactic.
+
+    Cases take turns with the dtypes.
+    """
     target = device.current_device().architecture
-    small = [case for case in op.cases if not case.tags]
     for kernel in op.kernels:
-        served = [
-            (case, dtypes)
-            for case in small
-            for dtypes in op.dtype_combinations(case)
-            if kernel.refusal(op.bind_case(case, dtypes), 0, target) is None
-        ]
+        whole = False
         for tactic in range(len(kernel.tactics)):
-            some = served[tactic::5][:CASES_PER_TACTIC] if tactic else served
-            for case, dtypes in some or served[:1]:
+            served = []
+            for index, case in enumerate(case for case in op.cases if not case.tags):
+                combinations = op.dtype_combinations(case)
+                dtypes = combinations[index % len(combinations)]
                 if kernel.refusal(op.bind_case(case, dtypes), tactic, target) is None:
-                    yield kernel, tactic, case, dtypes
+                    served.append((case, dtypes))
+            some = [served[(tactic + i * 7) % len(served)] for i in range(CASES_PER_TACTIC)] if served else []
+            for case, dtypes in some if whole else served:
+                yield kernel, tactic, case, dtypes
+            whole = whole or bool(served)
 
 
 def main(names: list[str]) -> int:
     """Run the given ops, or all; returns 1 when a result is wrong."""
+    device.require_gpu("running kernels under compute-sanitizer")
     wrong = count = 0
     for op in [registry.get(n) for n in names] or registry.ops():
         for kernel, tactic, case, dtypes in launches(op):

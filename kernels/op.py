@@ -35,7 +35,7 @@ from trtforge.kernels.contract import (
 from trtforge.kernels.dims import evaluate, product
 
 if TYPE_CHECKING:
-    from trtforge.kernels.plan import Plan
+    from trtforge.kernels.eager import Ready
 
 Predicate = tuple[Callable[..., Any], str]
 
@@ -160,7 +160,8 @@ class Op:
         self._reference: Callable[..., Any] | None = None
         self._cost: Callable[..., Cost] | None = None
         self._heuristic: Callable[..., Any] | None = None
-        self._plans: dict[Any, Plan] = {}
+        self._ready: dict[Any, Ready] = {}
+        self._input_names = tuple(self.inputs)
         self.file = Path(inspect.stack()[2].frame.f_globals.get("__file__", ""))
         registry.add(self)
 

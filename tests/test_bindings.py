@@ -115,7 +115,8 @@ def test_a_damaged_cache_entry_is_made_anew(kernel_file: Path, victim: str) -> N
 def test_many_processes_compile_the_same_kernel_at_once(kernel_file: Path) -> None:
     program = (
         "from trtforge.bindings.nvrtc import compile_cuda\n"
-        f"for f in range(4): print(compile_cuda({str(kernel_file)!r}, 'scale', 'sm_90a', {{'FACTOR': f'{{f}}.0f'}}).key)\n"
+        "for f in range(4):\n"
+        f"    print(compile_cuda({str(kernel_file)!r}, 'scale', 'sm_90a', {{'FACTOR': f'{{f}}.0f'}}).key)\n"
     )
     children = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(4)]
     outputs = [child.communicate()[0].split() for child in children]
@@ -172,7 +173,7 @@ def test_occupancy_follows_the_limits() -> None:
 def test_devices_of_unlisted_capability_take_the_nearest_older_row() -> None:
     assert of_device(90, 114, 232448).name == "sm_90a" and of_device(90, 114, 232448).sms == 114
     assert of_device(121, 48, 101376).name == "sm_121"
-    with pytest.raises(UsageError, match="older than 8.0"):
+    with pytest.raises(UsageError, match="older than"):
         of_device(75, 40, 65536)
 
 

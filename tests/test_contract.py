@@ -153,7 +153,7 @@ def test_choosing_a_kernel_pinning_and_refusals() -> None:
     assert op.choose(odd, target).kernel.name == "cuda_elementwise"
     pinned = op.choose(even, target, kernel="triton", tactic={"num_warps": 8})
     assert (pinned.kernel.name, pinned.tactic) == ("triton", 1)
-    with pytest.raises(ContractError, match="no kernel can serve .* N must be a multiple of 8"):
+    with pytest.raises(ContractError, match=r"no kernel can serve .* N must be a multiple of 8"):
         op.choose(odd, target, kernel="cuda")
     with pytest.raises(UnknownNameError, match="no kernel 'cublas'; it has: cuda, cuda_elementwise, triton"):
         op.choose(even, target, kernel="cublas")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import ml_dtypes
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from trtforge.bindings.architectures import architecture
+from trtforge.bindings.disassemble import sass
 from trtforge.bindings.errors import ContractError
 from trtforge.graph_api import Network
 from trtforge.graph_api import functional as F
@@ -17,13 +19,20 @@ from trtforge.graph_api.fusion import fuse
 from trtforge.harness import pool
 from trtforge.harness.check import plan_interpreter
 from trtforge.harness.compare import compare, tolerance_of
-from trtforge.harness.inspection import inspect_kernel
+from trtforge.harness.inspection import Inspection, inspect_kernel
 from trtforge.kernels import Case, registry
+from trtforge.kernels.compile import compile_kernel
 from trtforge.kernels.flash_attention.op import SM90_TACTICS, flash_attention, visible_keys
 
 
 def by_definition(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, lengths: np.ndarray, causal: bool, window: int, soft_cap: float,
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    lengths: np.ndarray,
+    causal: bool,
+    window: int,
+    soft_cap: float,
     scale: float,
 ) -> np.ndarray:
     """Attention one query at a time in float64, straight from the op's documentation."""
@@ -128,9 +137,7 @@ def test_refusal_of_dtypes() -> None:
     with pytest.raises(ContractError, match="'k' is bfloat16"):
         flash_attention.bind(shapes, {"q": "float16", "k": "bfloat16", "v": "float16"})
     with pytest.raises(ContractError, match="k_lengths"):
-        flash_attention.bind(
-            {**shapes, "k_lengths": (1,)}, dict.fromkeys("qkv", "float16") | {"k_lengths": "int64"}
-        )
+        flash_attention.bind({**shapes, "k_lengths": (1,)}, dict.fromkeys("qkv", "float16") | {"k_lengths": "int64"})
 
 
 @pytest.mark.parametrize(
@@ -178,20 +185,40 @@ def test_sm90_tactics_fit_and_cover_every_head_dimension() -> None:
     assert kernel.refusal(_bind({"D": 36}), 0, target) is not None
 
 
+def _code(kernel: str, index: int, arch: str, width: int) -> Inspection:
+    dims = {"B": 2, "Hq": 4, "Hkv": 2, "Sq": 512, "Sk": 512, "D": width}
+    case = Case(dims, {"causal": True, "window": 200}, optional=("k_lengths",))
+    dtypes = dict.fromkeys("qkv", "bfloat16") | {"k_lengths": "int32"}
+    return inspect_kernel(flash_attention.kernel_named(kernel), index, architecture(arch), case, dtypes)
+
+
 @pytest.mark.parametrize("index", range(len(SM90_TACTICS)))
 def test_sm90_machine_code(index: int) -> None:
     """Tensor cores by wgmma, tiles by the copy engine, and nothing in local memory."""
-    code = inspect_kernel(flash_attention.kernel_named("sm90"), index, "sm_90a")
+    code = _code("sm90", index, "sm_90a", SM90_TACTICS[index]["TILE_D"])
     mix = code.instructions
     assert mix["HGMMA"] and mix["UTMALDG"] and mix["UTMASTG"] and mix["STSM"]
     assert not code.spills and not code.stack and not mix.get("LDL") and not mix.get("STL")
     assert not code.warnings, code.warnings
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_sm90_exponentials_run_beside_the_second_product(causal: bool) -> None:
+    """In the loop, every exponential of a block lies between the wait for S and the wait for P V."""
+    kernel, target = flash_attention.kernel_named("sm90"), architecture("sm_90a")
+    index = next(i for i, t in enumerate(SM90_TACTICS) if t["TILE_D"] == 128)
+    text = sass(compile_kernel(kernel, _bind({"D": 128}, causal=causal), index, target))
+    waits = re.findall(r"DEPBAR\.LE gsb0, 0x1(.*?)DEPBAR\.LE gsb0, 0x0(.*?)WARPGROUP\.ARRIVE", text, flags=re.DOTALL)
+    assert waits
+    per_thread = SM90_TACTICS[index]["BLOCK_N"] // 2
+    for beside, after in waits:
+        assert beside.count("MUFU.EX2") >= per_thread and "MUFU" not in after and "HGMMA" not in beside
+
+
 @pytest.mark.parametrize("arch", ["sm_80", "sm_120a"])
 @pytest.mark.parametrize("index", [0, 2])
 def test_mma_machine_code(index: int, arch: str) -> None:
-    code = inspect_kernel(flash_attention.kernel_named("mma"), index, arch)
+    code = _code("mma", index, arch, 64)
     mix = code.instructions
     assert mix["HMMA"] and mix["LDGSTS"] and mix["LDSM"]
     assert not code.spills and not code.stack
@@ -216,9 +243,7 @@ def _fused(write: Any, queries: int = 8, keys: int = 8, kv_heads: int = 2) -> An
     [{}, {"causal": True}, {"window": 3}, {"causal": True, "window": 3, "soft_cap": 5.0}, {"scale": 0.25}],
 )
 def test_written_out_attention_becomes_the_op(options: dict[str, Any], lengths: bool) -> None:
-    report = _fused(
-        lambda q, k, v, n: F.attention_written_out(q, k, v, k_lengths=n if lengths else None, **options)
-    )
+    report = _fused(lambda q, k, v, n: F.attention_written_out(q, k, v, k_lengths=n if lengths else None, **options))
     (replacement,) = report.replacements
     assert replacement.op == "trtforge::flash_attention"
     assert replacement.inputs == (("q", "k", "v", "lengths") if lengths else ("q", "k", "v"))

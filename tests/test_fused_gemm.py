@@ -218,11 +218,12 @@ def test_sm90_machine_code(op: Op, tactic: int) -> None:
     mix = code.instructions
     assert mix["HGMMA"] == 4
     assert mix["UTMALDG"] == (2 if op is fused_gemm else 3)
-    assert mix["UTMASTG"] and mix["STSM"] and mix["USETMAXREG"] == 2
+    assert mix["UTMASTG"] and mix["STSM"]
     assert not code.spills and not code.stack and not mix.get("LDL") and not mix.get("STL")
     assert not code.warnings, code.warnings
-    consumers = code.threads - 128
-    assert 40 * 128 + 232 * consumers <= code.registers * code.threads, "setmaxnreg would wait for ever"
+    if code.threads == 384:  # two consumer warpgroups: setmaxnreg must find what it asks for, or waits for ever
+        assert mix["USETMAXREG"] == 2
+        assert code.registers * code.threads >= 40 * 128 + 232 * 256
 
 
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)

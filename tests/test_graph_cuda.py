@@ -90,9 +90,7 @@ def test_every_kernel_source_compiles(tmp_path: Path) -> None:
     path = tmp_path / "elementwise.cu"
     entry = 'extern "C" __global__ void elementwise(int* out) { out[0] = 1; }\n'
     use = "template __device__ void f{}<float>(long long, float&, int*, int&, int&, int&, int&, float*);\n"
-    path.write_text(
-        FRAME + cuda_primitives.PREAMBLE + "".join(functions) + use.format(len(functions) - 1) + entry
-    )
+    path.write_text(FRAME + cuda_primitives.PREAMBLE + "".join(functions) + use.format(len(functions) - 1) + entry)
     assert compile_cuda(path, "elementwise", "sm_90a").cubin
 
 

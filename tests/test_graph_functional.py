@@ -331,9 +331,7 @@ def attention_by_loops(
         n = k.shape[2] if lengths is None else int(lengths[b])
         diagonal = i + n - q.shape[2]
         g = h // (q.shape[1] // k.shape[1])
-        seen = [
-            j for j in range(n) if (not causal or j <= diagonal) and (window <= 0 or j > diagonal - window)
-        ]
+        seen = [j for j in range(n) if (not causal or j <= diagonal) and (window <= 0 or j > diagonal - window)]
         s = np.array([q[b, h, i] @ k[b, g, j] for j in seen]) * scale
         s = cap * np.tanh(s / cap) if cap else s
         p = np.exp(s - s.max())

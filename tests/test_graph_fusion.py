@@ -114,9 +114,7 @@ def attention_form(build_scores: Callable[..., Tensor], dtype: str = "float16", 
         q = net.input("q", dtype, (1, 2, rows, 8))
         k, v = net.input("k", dtype, (1, 2, keys, 8)), net.input("v", dtype, (1, 2, keys, 8))
         net.mark_output(build_scores(q, k, v), "y")
-    return fused_equals_unfused(
-        net, q=normal((1, 2, 4, 8)), k=normal((1, 2, 6, 8), 1), v=normal((1, 2, 6, 8), 2)
-    )
+    return fused_equals_unfused(net, q=normal((1, 2, 4, 8)), k=normal((1, 2, 6, 8), 1), v=normal((1, 2, 6, 8), 2))
 
 
 def additive_mask(q: Tensor, k: Tensor, value: float) -> Tensor:
@@ -312,7 +310,7 @@ def test_fused_networks_can_be_fused_and_extended_again() -> None:
     np.testing.assert_array_equal(found["twice"], found["y"] * np.float16(2))
 
 
-USER_OP = '''
+USER_OP = """
 import numpy as np
 from trtforge.kernels import HALF, Attr, Op, Tensor
 
@@ -339,7 +337,7 @@ def _(f, x, bias):
 @leaky.pattern(inputs=("x",))
 def _(f, x):
     return f.maximum(x, f.mul(x, f.capture("slope")))
-'''
+"""
 
 
 @pytest.fixture

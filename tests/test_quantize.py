@@ -220,9 +220,7 @@ def test_the_quotient_without_division_finds_the_same_code() -> None:
         product = np.float32(x * reciprocal)
         exact = Fraction(float(x)) - Fraction(float(product)) * Fraction(float(scale))
         residual = round_to_float32(exact)
-        corrected = round_to_float32(
-            Fraction(float(product)) + Fraction(float(residual)) * Fraction(float(reciprocal))
-        )
+        corrected = round_to_float32(Fraction(float(product)) + Fraction(float(residual)) * Fraction(float(reciprocal)))
         assert np.sign(corrected - boundary) == np.sign(np.float32(x / scale) - boundary)
 
 

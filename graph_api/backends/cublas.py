@@ -64,9 +64,7 @@ class Gemm:
         weakref.finalize(self, self._library.cublasDestroy_v2, self._handle)
         # Setting the stream resets the workspace, so the order matters.
         _check(self._library.cublasSetStream_v2(self._handle, stream), "cublasSetStream")
-        _check(
-            self._library.cublasSetWorkspace_v2(self._handle, workspace, WORKSPACE_BYTES), "cublasSetWorkspace"
-        )
+        _check(self._library.cublasSetWorkspace_v2(self._handle, workspace, WORKSPACE_BYTES), "cublasSetWorkspace")
         self._one, self._zero = ctypes.c_float(1.0), ctypes.c_float(0.0)
 
     def __call__(

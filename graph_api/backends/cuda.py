@@ -89,9 +89,7 @@ class CudaExecutable(Executable):
             with self._scope():
                 captured = key in self._captured
                 outputs = self._replay(key, host) if captured else self._first_calls(key, host, dims)
-                results = {
-                    name: self._download(outputs[name], t.dtype) for name, t in self.network.outputs.items()
-                }
+                results = {name: self._download(outputs[name], t.dtype) for name, t in self.network.outputs.items()}
                 self._stream.synchronize()
         except ForgeError:
             raise
@@ -169,13 +167,15 @@ class CudaExecutable(Executable):
         dtypes = [None if t is None else t.dtype for t in node.inputs]
         if node.op == "matmul":
             self.placement[node.name] = "cuBLAS"
-            return on_cuda.run_matmul(cp, self._gemm, *arrays, output, shape, **attributes)
+            a, b = arrays
+            return on_cuda.run_matmul(cp, self._gemm, a, b, output, shape, **attributes)
         if node.op == "kv_cache_update":
             self.placement[node.name] = "CuPy kernel, in place"
             return on_cuda.run_kv_cache_update(cp, *arrays)
         if node.op == "rope":
             self.placement[node.name] = "CuPy kernel"
-            return on_cuda.run_rope(cp, *arrays, output)
+            x, cos, sin = arrays
+            return on_cuda.run_rope(cp, x, cos, sin, output)
         if primitive.expression is not None:
             self.placement[node.name] = "CuPy kernel"
             return on_cuda.run_elementwise(cp, primitive, arrays, _present(dtypes), attributes, shape, output)
@@ -245,5 +245,3 @@ def _present(dtypes: list[str | None]) -> list[str]:
 def build(network: Network, graphs: bool = True) -> Executable:
     """Build for the current GPU. Raises DeviceError without one, MissingDependencyError without CuPy or cuBLAS."""
     return CudaExecutable(network, graphs)
-
-

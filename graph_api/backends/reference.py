@@ -82,7 +82,7 @@ class ReferenceExecutable(Executable):
         for tensors, arrays in (
             (network.parameters, self.weights),
             (network.states, self.states),
-            (network.constants, {n: t.value for n, t in network.constants.items()}),
+            (network.constants, {n: np.asarray(t.value) for n, t in network.constants.items()}),
         ):
             for name, tensor in tensors.items():
                 values[id(tensor)] = arrays[name]

@@ -121,9 +121,7 @@ def attention_mask(
         return compose_mask(_FUNCTIONAL, sq, sk, causal, window, k_lengths)
 
 
-def compose_mask(
-    f: Any, sq: Any, sk: Any, causal: bool, window: Any, k_lengths: Any, diagonal: Any = None
-) -> Any:
+def compose_mask(f: Any, sq: Any, sk: Any, causal: bool, window: Any, k_lengths: Any, diagonal: Any = None) -> Any:
     """The ops of :func:`attention_mask` in the namespace ``f``: functional, or a pattern that is being traced.
 
     ``diagonal``: another way to write the diagonal key of each query.

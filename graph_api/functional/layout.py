@@ -80,9 +80,7 @@ def concat(tensors: Sequence[Tensor], axis: int = -1) -> Tensor:
     return _emit("concat", tuple(tensors), axis=axis)
 
 
-def slice(
-    x: Tensor, axis: int, start: DimLike = 0, stop: DimLike | None = None, step: int = 1
-) -> Tensor:
+def slice(x: Tensor, axis: int, start: DimLike = 0, stop: DimLike | None = None, step: int = 1) -> Tensor:
     """x[start:stop:step] along one axis, bounds as NumPy reads them; they may be dimension expressions."""
     end = None if stop is None else shapes.dim(stop)
     return _emit("slice", (x,), axis=axis, start=shapes.dim(start), stop=end, step=step)
@@ -116,7 +114,8 @@ def index(x: Tensor, key: Any) -> Tensor:
         call.fail(f"{used} indices for rank {x.rank}", "at most one index per axis, and one Ellipsis")
     at = next((i for i, k in enumerate(keys) if k is Ellipsis), len(keys))
     keys[at : at + 1] = [_ALL] * (x.rank - used)
-    y, shape, axis = x, [], 0
+    y, axis = x, 0
+    shape: list[shapes.IntLike] = []
     for k in keys:
         if k is None:
             shape.append(1)

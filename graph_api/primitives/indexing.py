@@ -28,8 +28,7 @@ def _run_gather(xp: Any, x: Any, indices: Any, *, axis: int) -> Any:
         return xp.take(x, indices, axis=axis)
     except IndexError:
         raise GraphError(
-            f"gather: an index is outside 0..{x.shape[axis] - 1}; the indices span "
-            f"{indices.min()}..{indices.max()}"
+            f"gather: an index is outside 0..{x.shape[axis] - 1}; the indices span {indices.min()}..{indices.max()}"
         ) from None
 
 

@@ -60,9 +60,7 @@ def _bound(size: IntLike, value: IntLike) -> IntLike:
     return minimum(size, known)
 
 
-def _infer_slice(
-    call: Call, x: Tensor, *, axis: int, start: IntLike, stop: IntLike | None, step: int
-) -> Value:
+def _infer_slice(call: Call, x: Tensor, *, axis: int, start: IntLike, stop: IntLike | None, step: int) -> Value:
     axis = call.axis(axis, x.rank)
     size = x.shape[axis]
     if isinstance(step, bool) or not isinstance(step, int) or step < 1:
@@ -93,9 +91,7 @@ def _infer_concat(call: Call, *tensors: Tensor, axis: int) -> Value:
     total: IntLike = 0
     for tensor in tensors:
         others = list(tensor.shape)
-        if tensor.rank != first.rank or any(
-            others[i] != first.shape[i] for i in range(-first.rank, 0) if i != axis
-        ):
+        if tensor.rank != first.rank or any(others[i] != first.shape[i] for i in range(-first.rank, 0) if i != axis):
             call.fail(
                 f"the shapes {shapes.text(first.shape)} and {shapes.text(tensor.shape)} differ outside axis {axis}",
                 "shapes that are equal on every other axis",

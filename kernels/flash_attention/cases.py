@@ -9,8 +9,19 @@ MODEL_WIDTH = 2048  # Hq * D of a prefill benchmark
 BF16 = {"q": "bfloat16"}
 
 
-def _case(b: int, hq: int, hkv: int, sq: int, sk: int, d: int, *, lengths: bool = False, tags: tuple[str, ...] = (),
-          dtypes: dict[str, str] | None = None, **attributes: Any) -> Case:
+def _case(
+    b: int,
+    hq: int,
+    hkv: int,
+    sq: int,
+    sk: int,
+    d: int,
+    *,
+    lengths: bool = False,
+    tags: tuple[str, ...] = (),
+    dtypes: dict[str, str] | None = None,
+    **attributes: Any,
+) -> Case:
     dims = {"B": b, "Hq": hq, "Hkv": hkv, "Sq": sq, "Sk": sk, "D": d}
     return Case(dims, attributes, optional=("k_lengths",) if lengths else (), tags=tags, dtypes=dtypes or {})
 

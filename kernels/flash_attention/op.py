@@ -51,7 +51,10 @@ A query that sees no key gives zeros. Keys and values at and past n are never us
         "k": Tensor("B", "Hkv", "Sk", "D", dtype="q", doc="keys"),
         "v": Tensor("B", "Hkv", "Sk", "D", dtype="q", doc="values"),
         "k_lengths": Tensor(
-            "B", dtype="int32", optional=True, sample=_sample_lengths,
+            "B",
+            dtype="int32",
+            optional=True,
+            sample=_sample_lengths,
             doc="valid keys of each sequence, 0 to Sk (values outside are clamped)",
         ),
     },
@@ -149,6 +152,7 @@ SM90_TACTICS = (
     requires=[
         (lambda d: d.D % 8 == 0, "needs D to be a multiple of 8: tensor maps have row pitches of 16 bytes"),
         (lambda d, t: t.TILE_D - 64 < d.D <= t.TILE_D, "has no tactic for this D with this TILE_D"),
+        (lambda a, t: t.CONSUMERS == 2 or a.soft_cap == 0.0, "has no registers for a soft cap with three consumers"),
     ],
 )
 def _(d, t):
@@ -226,8 +230,9 @@ TRITON_TACTICS = (
     tactics=TRITON_TACTICS,
     requires=[
         (
-            lambda d, t, dev: (t.BLOCK_M + 2 * t.num_stages * t.BLOCK_N) * 2 * max(16, next_power_of_2(d.D))
-            <= dev.smem_per_block,
+            lambda d, t, dev: (
+                (t.BLOCK_M + 2 * t.num_stages * t.BLOCK_N) * 2 * max(16, next_power_of_2(d.D)) <= dev.smem_per_block
+            ),
             "needs more shared memory for this D than a block of this GPU has",
         ),
         (lambda d, t: t.BLOCK_M <= 64 or d.D <= 64, "holds 128 rows in registers only up to D = 64"),

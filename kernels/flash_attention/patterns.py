@@ -1,9 +1,9 @@
 """Attention as graphs write it out in primitive ops: the subgraphs that the flash_attention op replaces.
 
-    scores = matmul(q, k^T) * scale      or  matmul(q * scale, k^T), or no scale
-    scores = cap * tanh(scores / cap)    optional
-    scores = where(mask, scores, -inf)   optional: causal, window, lengths, any of them together
-    o = matmul(softmax(scores), v)       k and v may be repeated head by head to serve a group of query heads
+scores = matmul(q, k^T) * scale      or  matmul(q * scale, k^T), or no scale
+scores = cap * tanh(scores / cap)    optional
+scores = where(mask, scores, -inf)   optional: causal, window, lengths, any of them together
+o = matmul(softmax(scores), v)       k and v may be repeated head by head to serve a group of query heads
 """
 
 import itertools
@@ -53,8 +53,9 @@ class Form:
             )
             scores = f.where(mask, scores, f.masked())
             f.require(
-                lambda shape_of, captures, at_most: captures["masked"] == -math.inf
-                or (not self.lengths and at_most(shape_of(q)[-2], shape_of(k)[-2])),
+                lambda shape_of, captures, at_most: (
+                    captures["masked"] == -math.inf or (not self.lengths and at_most(shape_of(q)[-2], shape_of(k)[-2]))
+                ),
                 "a query may see no key: the written-out form then averages all values, the op gives zeros; mask "
                 "with minus infinity, or have at most as many queries as keys",
             )

@@ -56,21 +56,22 @@ struct key_blocks {
     }
 };
 
-// Visible keys of the two rows that a thread owns in an accumulator tile of 16 rows: row l/4 and row l/4 + 8 of lane l.
+// The two rows that a thread owns in an accumulator tile of 16 rows, row l/4 and row l/4 + 8 of lane l, as queries.
+// Their limits are derived again for each masked block: that costs less than the registers to keep them.
 struct row_limits {
-    int first[2], end[2];
+    const visibility& visible;
+    int query[2];
 
-    __device__ __forceinline__ row_limits(const visibility& visible, int query_low, int query_high)
-        : first{visible.first(query_low), visible.first(query_high)},
-          end{visible.end(query_low), visible.end(query_high)} {}
+    __device__ __forceinline__ row_limits(const visibility& sequence, int query_low, int query_high)
+        : visible(sequence), query{query_low, query_high} {}
 
     // Scores of hidden keys become -infinity. s[4 * j + 2 * h + e] belongs to row h and key
     // first_key + 8 * j + 2 * (lane % 4) + e: the accumulator layout of mma.m16n8 and of wgmma alike.
     template <int COUNT>
     __device__ __forceinline__ void apply(float (&s)[COUNT], int first_key) const {
         const int lane_key = first_key + 2 * (static_cast<int>(threadIdx.x) % 4);
-        const int hidden_from[2] = {end[0] - lane_key, end[1] - lane_key};
-        const int visible_from[2] = {first[0] - lane_key, first[1] - lane_key};
+        const int hidden_from[2] = {visible.end(query[0]) - lane_key, visible.end(query[1]) - lane_key};
+        const int visible_from[2] = {visible.first(query[0]) - lane_key, visible.first(query[1]) - lane_key};
 #pragma unroll
         for (int i = 0; i < COUNT; ++i) {
             const int row = (i / 2) % 2;

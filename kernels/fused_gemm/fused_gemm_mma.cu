@@ -4,8 +4,8 @@
 //                                            mma.sync m16n8k16 --> acc (float32) --> + bias --> activate --> y [M, N]
 //   w [N, K] --cp.async--> ring --ldmatrix--/
 //
-// Compile-time: x_t, ACTIVATION, HAS_BIAS; tactic BLOCK_M, BLOCK_N, BLOCK_K, STAGES, WARPS_M, WARPS_N, WARPS_K, GROUP_M;
-// WIDE (1 needs K % 8 == 0 and 16-byte aligned pointers), SHARED_BYTES.
+// Compile-time: x_t, ACTIVATION, HAS_BIAS; tactic BLOCK_M, BLOCK_N, BLOCK_K, STAGES, WARPS_M, WARPS_N,
+// WARPS_K, GROUP_M; WIDE (1 needs K % 8 == 0 and 16-byte aligned pointers), SHARED_BYTES.
 
 constexpr int WEIGHTS = 1;
 

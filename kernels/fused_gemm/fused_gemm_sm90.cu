@@ -1,8 +1,9 @@
 // y = activate(x w^T + bias) on sm_90a: TMA, wgmma, warp-specialized, persistent.
 //
-//   x [M, K] --TMA--> ring.A --\                                            +- bias
-//                               wgmma m64 nBLOCK_N k16 --> acc (float32) --> activate --> x_t --> out box --TMA--> y [M, N]
-//   w [N, K] --TMA--> ring.B --/
+//   x [M, K] --TMA--> ring.A --\
+//                               wgmma m64 nBLOCK_N k16 --> acc (float32) --> + bias --> activate
+//   w [N, K] --TMA--> ring.B --/                                                           |
+//                                                     y [M, N] <--TMA-- out box <-- x_t <--+
 //
 // Compile-time: x_t, ACTIVATION, HAS_BIAS; tactic BLOCK_M, BLOCK_N, STAGES, CLUSTER_M, GROUP_M; SHARED_BYTES.
 // Needs K % 8 == 0 and N % 8 == 0 (rows of 16-byte multiples, for TMA) and 16-byte aligned pointers.

@@ -1,11 +1,12 @@
 // y = activate(x w_gate^T + bias_gate) * (x w_up^T + bias_up) with mma.sync, for sm_80 and later, any M, N and K.
 //
-//   x      [M, K] --cp.async--> ring --ldmatrix--> a --+--> mma.sync with gate fragments --> acc[0] --> activate --\
-//   w_gate [N, K] --cp.async--> ring --ldmatrix--> b --/                                                            * --> y
-//   w_up   [N, K] --cp.async--> ring --ldmatrix--> b -----> mma.sync with the same a ------> acc[1] ---------------/
+//   x      [M, K] --cp.async--> ring --ldmatrix--> a --+--> mma.sync --> acc[0] --> activate --\
+//   w_gate [N, K] --cp.async--> ring --ldmatrix--> b --/                                        * --> y [M, N]
+//   w_up   [N, K] --cp.async--> ring --ldmatrix--> b -----> mma.sync --> acc[1] ---------------/
+//                                                           (the same a)
 //
-// Compile-time: x_t, ACTIVATION, HAS_BIAS_GATE, HAS_BIAS_UP; tactic BLOCK_M, BLOCK_N, BLOCK_K, STAGES, WARPS_M, WARPS_N,
-// WARPS_K, GROUP_M; WIDE (1 needs K % 8 == 0 and 16-byte aligned pointers), SHARED_BYTES.
+// Compile-time: x_t, ACTIVATION, HAS_BIAS_GATE, HAS_BIAS_UP; tactic BLOCK_M, BLOCK_N, BLOCK_K, STAGES, WARPS_M,
+// WARPS_N, WARPS_K, GROUP_M; WIDE (1 needs K % 8 == 0 and 16-byte aligned pointers), SHARED_BYTES.
 
 constexpr int WEIGHTS = 2;
 

@@ -53,7 +53,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                     const x_t* __restrict__ bias_up,
 #endif
                     int M, int N, int K, x_t* y, const __grid_constant__ forge::tensor_map x_map,
-                    const __grid_constant__ forge::tensor_map gate_map, const __grid_constant__ forge::tensor_map up_map,
+                    const __grid_constant__ forge::tensor_map gate_map,
+                    const __grid_constant__ forge::tensor_map up_map,
                     const __grid_constant__ forge::tensor_map y_map) {
     gated_activation epilogue;
 #if HAS_BIAS_GATE

@@ -7,8 +7,8 @@
 
 // finish(sums, column) is the output element, given the sums of every weight matrix and the element's column.
 template <class Finish>
-__device__ __forceinline__ void run_gemm(const x_t* x, const x_t* const (&weights)[WEIGHTS], int M, int N, int K, x_t* y,
-                                         Finish finish) {
+__device__ __forceinline__ void run_gemm(const x_t* x, const x_t* const (&weights)[WEIGHTS], int M, int N, int K,
+                                         x_t* y, Finish finish) {
     extern __shared__ __align__(128) unsigned char dynamic_shared[];
     const tile_order<GROUP_M> order = {ceil_div(M, BLOCK_M), ceil_div(N, BLOCK_N)};
     const tile_position tile = order.at(blockIdx.x);

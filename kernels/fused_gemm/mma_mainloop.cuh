@@ -4,7 +4,7 @@
 //                                                                               mma.sync m16n8k16 --> acc (float32)
 //   w_i [N, K] --cp.async--> stage s: w panels  --ldmatrix.x4--> b (16 x 16) --/
 //
-//   step t:  wait for stage t  |  block barrier  |  start stage t + STAGES - 1 in the place of stage t - 1  |  multiply t
+//   step t:  wait for stage t  |  block barrier  |  start stage t + STAGES - 1 in place of t - 1  |  multiply t
 #pragma once
 
 #include "common/cp_async.cuh"

@@ -1,11 +1,11 @@
 // Tile constants and the shared-memory plan of the sm_80 GEMM kernels.
 //
-// From the tactic: BLOCK_M, BLOCK_N, BLOCK_K, STAGES, WARPS_M, WARPS_N, WARPS_K, GROUP_M. From the launch: WIDE (1: rows of
-// 16-byte multiples, copied by cp.async; 0: any K and any alignment, element by element) and SHARED_BYTES. From the
+// From the tactic: BLOCK_M, BLOCK_N, BLOCK_K, STAGES, WARPS_M, WARPS_N, WARPS_K. From the launch: GROUP_M, WIDE (1:
+// rows of 16-byte multiples, copied by cp.async; 0: any K and any alignment, element by element) and SHARED_BYTES. From the
 // kernel: WEIGHTS, the number of weight matrices that one pass over x multiplies with.
 //
 //   a stage   [ x: BLOCK_M rows | w_0: BLOCK_N rows | w_1: BLOCK_N rows ], rows of BLOCK_K elements, kept as
-//             BLOCK_K / 64 panels of 128-byte rows in 128-byte swizzle: ldmatrix reads eight rows without bank conflicts
+//             BLOCK_K / 64 panels of 128-byte rows in 128-byte swizzle: eight rows have no bank conflicts
 //   warps     WARPS_M x WARPS_N over the tile, WARPS_K over the depth of a stage (their sums are added at the end)
 #pragma once
 

@@ -226,9 +226,7 @@ TRITON_ELEMENTWISE_TACTICS = (
 )
 
 
-@fused_gemm.kernel(
-    cuda("fused_gemm_sm90.cu"), name="sm90", arch=("sm_90a",), tactics=SM90_TACTICS, requires=TMA_ROWS
-)
+@fused_gemm.kernel(cuda("fused_gemm_sm90.cu"), name="sm90", arch=("sm_90a",), tactics=SM90_TACTICS, requires=TMA_ROWS)
 def _(d, t, dev):
     return sm90_launch(d, t, dev, weights=("w",))
 

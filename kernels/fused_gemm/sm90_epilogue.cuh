@@ -41,8 +41,9 @@ struct column_biases {
     }
 };
 
-// Writes the consumer's 64 x BLOCK_N slice of the output at (row, column). epilogue.value(acc, j, h, e) is the finished
-// element in row 16 w + lane / 4 + 8 h and column 8 j + 2 (lane % 4) + e of the slice. `box` counts boxes over all tiles.
+// Writes the consumer's 64 x BLOCK_N slice of the output at (row, column). epilogue.value(acc, j, h, e) is the
+// finished element in row 16 w + lane / 4 + 8 h and column 8 j + 2 (lane % 4) + e of the slice. `box` counts boxes
+// over all tiles.
 template <class Epilogue>
 __device__ __forceinline__ void store_tile(const Epilogue& epilogue, float (&acc)[ACCUMULATORS],
                                            const forge::tensor_map* y, uint32_t out, int& box, int row, int column,
@@ -52,7 +53,8 @@ __device__ __forceinline__ void store_tile(const Epilogue& epilogue, float (&acc
     const int lane = thread % forge::WARP_THREADS;
     const bool issuer = thread == 0;
     const int barrier = 1 + consumer;
-    // stmatrix: lane 8 i + r addresses row r of matrix i; matrices 0, 1 are rows 0-7, 8-15 of eight columns, 2, 3 of the next
+    // stmatrix: lane 8 i + r addresses row r of matrix i. Matrices 0 and 1 are rows 0-7 and 8-15 of eight columns,
+    // 2 and 3 those of the next eight.
     const int box_row = 16 * warp + lane % 16;
     const int half = lane / 16;
 

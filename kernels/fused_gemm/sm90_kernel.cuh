@@ -9,11 +9,12 @@
 #include "sm90_mainloop.cuh"
 #include "tile_order.cuh"
 
-// Epilogue: a type with start(column_pairs), called once, prepare(first_column, N) and settle(), called before and after
-// a tile's main loop, and value(acc, j, h, e), the finished element of common/wgmma.cuh's accumulator layout.
+// Epilogue: a type with start(column_pairs), called once, prepare(first_column, N) and settle(), called before and
+// after a tile's main loop, and value(acc, j, h, e), the finished element of common/wgmma.cuh's accumulator layout.
 template <class Epilogue>
 __device__ __forceinline__ void run_gemm(Epilogue epilogue, int M, int N, int K, const forge::tensor_map* x,
-                                         const forge::tensor_map* const (&weights)[WEIGHTS], const forge::tensor_map* y) {
+                                         const forge::tensor_map* const (&weights)[WEIGHTS],
+                                         const forge::tensor_map* y) {
     extern __shared__ unsigned char dynamic_shared[];
     const shared_plan shared(dynamic_shared);
     const int warpgroup = forge::warp_index_uniform() / (forge::WARPGROUP_THREADS / forge::WARP_THREADS);
@@ -33,7 +34,7 @@ __device__ __forceinline__ void run_gemm(Epilogue epilogue, int M, int N, int K,
     ring position;
 
     if (warpgroup == 0) {
-        forge::setmaxnreg_dec<PRODUCER_REGISTERS>();
+        if constexpr (MOVE_REGISTERS) forge::setmaxnreg_dec<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
             for (int tile = first_tile; tile < order.count(); tile += tile_step) {
                 const tile_position at = order.at(tile);
@@ -42,7 +43,7 @@ __device__ __forceinline__ void run_gemm(Epilogue epilogue, int M, int N, int K,
             }
         }
     } else {
-        forge::setmaxnreg_inc<CONSUMER_REGISTERS>();
+        if constexpr (MOVE_REGISTERS) forge::setmaxnreg_inc<CONSUMER_REGISTERS>();
         const int consumer = warpgroup - 1;
         int box = 0;
         epilogue.start(shared.column_pairs(consumer));

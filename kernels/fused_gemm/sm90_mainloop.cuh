@@ -7,8 +7,8 @@
 //   next s                                                                        products of the stage before done:
 //        ^------------------- empty[s - 1] <- one arrival per consumer warp ----  release it; next s
 //
-// With CLUSTER_M = 2, two CTAs work on vertically neighboring tiles: each loads its own rows of x and half of the rows of
-// each weight box, which TMA multicasts to both. A stage is then free when the consumers of *both* CTAs have released it.
+// With CLUSTER_M = 2, two CTAs work on vertically neighboring tiles: each loads its own rows of x and half of the rows
+// of each weight box, which TMA multicasts to both. A stage is then free when the consumers of both have released it.
 #pragma once
 
 #include "common/tma.cuh"
@@ -42,8 +42,9 @@ __device__ __forceinline__ void leave_cluster() {
 
 // Loads the k_blocks stages of the tile whose first row of x is `row` and first rows of the weights are `column`.
 __device__ __forceinline__ void load_tile(const shared_plan& shared, ring& position, int k_blocks,
-                                          const forge::tensor_map* x, const forge::tensor_map* const (&weights)[WEIGHTS],
-                                          int row, int column, int cta) {
+                                          const forge::tensor_map* x,
+                                          const forge::tensor_map* const (&weights)[WEIGHTS], int row, int column,
+                                          int cta) {
     constexpr int SHARE_ROWS = BLOCK_N / CLUSTER_M;  // of each weight box, loaded by this CTA
     for (int block = 0; block < k_blocks; ++block) {
         const int k = block * BLOCK_K;

@@ -1,7 +1,7 @@
 // Tile constants and the shared-memory plan of the sm_90a GEMM kernels.
 //
-// From the tactic: BLOCK_M, BLOCK_N, STAGES, CLUSTER_M, GROUP_M. From the kernel: WEIGHTS, the number of weight matrices
-// (1, or 2 for a gated product), whose boxes are stacked in one B operand of MMA_N = WEIGHTS * BLOCK_N rows.
+// From the tactic: BLOCK_M, BLOCK_N, STAGES, CLUSTER_M, GROUP_M. From the kernel: WEIGHTS, the number of weight
+// matrices (1, or 2 for a gated product), whose boxes are stacked in one B operand of MMA_N = WEIGHTS * BLOCK_N rows.
 //
 //   shared memory, from a multiple of 1024 bytes:
 //     ring   STAGES x [ A: BLOCK_M rows of 128 bytes | B: MMA_N rows of 128 bytes ]     128-byte swizzle
@@ -39,7 +39,9 @@ constexpr int COLUMNS_OFFSET = OUT_OFFSET + CONSUMERS * OUT_BOXES * OUT_BOX_BYTE
 constexpr int BARRIER_OFFSET = COLUMNS_OFFSET + CONSUMERS * MMA_N * 2;
 constexpr int SHARED_NEEDED = BARRIER_OFFSET + 2 * STAGES * forge::MBARRIER_BYTES + forge::SWIZZLE128_ATOM_BYTES;
 
-// The register file holds 64 Ki registers: the producer gives up what the consumers' accumulators need.
+// The register file holds 64 Ki registers, 168 for each of 384 threads: the producer gives up what the accumulators of
+// two consumer warpgroups need. With one consumer every thread may have 255.
+constexpr bool MOVE_REGISTERS = CONSUMERS > 1;
 constexpr int PRODUCER_REGISTERS = 40;
 constexpr int CONSUMER_REGISTERS = 232;
 

@@ -173,9 +173,7 @@ def _(d: Any, t: Any) -> Launch:
     triton("quantize_sweep_triton.py", entry="quantize_tile"), tactics=({"num_warps": 8},), requires=[TRITON_TYPES]
 )
 def _(d: Any) -> Launch:
-    return Launch(
-        grid=cdiv(d.N, BLOCK) * cdiv(d.K, BLOCK), scalars=(d.N,), constants={"K": d.K, "TILE": BLOCK}
-    )
+    return Launch(grid=cdiv(d.N, BLOCK) * cdiv(d.K, BLOCK), scalars=(d.N,), constants={"K": d.K, "TILE": BLOCK})
 
 
 absmax_partials = Op(

@@ -73,8 +73,9 @@ class Granularity:
 TENSOR = Granularity("tensor", "*M", (1,), (0, 0), "for all of x")
 TOKEN = Granularity("token", "*M", ("*M",), (1, 0), "per row")
 BLOCKWISE = Granularity("block", "*M", ("*M", cdiv(sym("K"), BLOCK)), (1, BLOCK), f"per 1 x {BLOCK} block")
-TILE = Granularity("tile", "N", (cdiv(sym("N"), BLOCK), cdiv(sym("K"), BLOCK)), (BLOCK, BLOCK),
-                   f"per {BLOCK} x {BLOCK} tile")
+TILE = Granularity(
+    "tile", "N", (cdiv(sym("N"), BLOCK), cdiv(sym("K"), BLOCK)), (BLOCK, BLOCK), f"per {BLOCK} x {BLOCK} tile"
+)
 GRANULARITIES = (TENSOR, TOKEN, BLOCKWISE, TILE)
 
 

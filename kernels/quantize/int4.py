@@ -30,8 +30,9 @@ def _cases(dim: str, divide: int, types: tuple[dict[str, Any], ...]) -> list[Cas
     for shapes, tags in ((SMALL, ()), (LARGE, ("gpu",)), (BENCH, ("bench",))):
         for n, k in shapes:
             for one in types:
-                listed.append(Case({"N": n, dim: k // divide}, one.get("attributes", {}), tags=tags,
-                                   dtypes=one.get("dtypes", {})))
+                listed.append(
+                    Case({"N": n, dim: k // divide}, one.get("attributes", {}), tags=tags, dtypes=one.get("dtypes", {}))
+                )
     return listed
 
 

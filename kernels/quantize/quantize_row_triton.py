@@ -11,8 +11,17 @@ from trtforge.kernels.common.quantize_triton import encode, finite_magnitude, sc
 
 
 @triton.jit
-def quantize_row(x, groups, y, scale, K: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr,
-                 TO: tl.constexpr):
+def quantize_row(
+    x,
+    groups,
+    y,
+    scale,
+    K: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUPS: tl.constexpr,
+    TO: tl.constexpr,
+):
     per_row: tl.constexpr = (K + WIDTH - 1) // WIDTH
     group = tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)
     begin = (group % per_row) * WIDTH

@@ -36,8 +36,18 @@ def _store_codes(y, offset, value, divisor, inside, TO: tl.constexpr):
 
 
 @triton.jit
-def quantize_static(x, scale, rows, y, K: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
-                    GROUP_ROWS: tl.constexpr, GROUP_COLUMNS: tl.constexpr, TO: tl.constexpr):
+def quantize_static(
+    x,
+    scale,
+    rows,
+    y,
+    K: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    GROUP_ROWS: tl.constexpr,
+    GROUP_COLUMNS: tl.constexpr,
+    TO: tl.constexpr,
+):
     row, first = _tile(rows, K, BLOCK_ROWS, BLOCK_COLUMNS)
     column = first + tl.arange(0, BLOCK_COLUMNS)[None, :]
     inside = (row < rows)[:, None] & (column < K)
@@ -48,8 +58,18 @@ def quantize_static(x, scale, rows, y, K: tl.constexpr, BLOCK_ROWS: tl.constexpr
 
 
 @triton.jit
-def quantize_tensor(x, partials, rows, y, scale, K: tl.constexpr, PARTS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-                    BLOCK_COLUMNS: tl.constexpr, TO: tl.constexpr):
+def quantize_tensor(
+    x,
+    partials,
+    rows,
+    y,
+    scale,
+    K: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    TO: tl.constexpr,
+):
     row, first = _tile(rows, K, BLOCK_ROWS, BLOCK_COLUMNS)
     column = first + tl.arange(0, BLOCK_COLUMNS)[None, :]
     inside = (row < rows)[:, None] & (column < K)
@@ -74,8 +94,16 @@ def quantize_tile(x, rows, y, scale, K: tl.constexpr, TILE: tl.constexpr, TO: tl
 
 
 @triton.jit
-def absmax_partials(x, rows, partials, K: tl.constexpr, PARTS: tl.constexpr, SHARE_STEP: tl.constexpr,
-                    SHARES: tl.constexpr, BLOCK: tl.constexpr):
+def absmax_partials(
+    x,
+    rows,
+    partials,
+    K: tl.constexpr,
+    PARTS: tl.constexpr,
+    SHARE_STEP: tl.constexpr,
+    SHARES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     count = rows.to(tl.int64) * K
     share = tl.cdiv(tl.cdiv(count, PARTS), SHARE_STEP) * SHARE_STEP
     part = tl.program_id(0) * SHARES + tl.arange(0, SHARES)
@@ -90,8 +118,18 @@ def absmax_partials(x, rows, partials, K: tl.constexpr, PARTS: tl.constexpr, SHA
 
 
 @triton.jit
-def dequantize(y, scale, rows, x, K: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
-               GROUP_ROWS: tl.constexpr, GROUP_COLUMNS: tl.constexpr, FROM: tl.constexpr):
+def dequantize(
+    y,
+    scale,
+    rows,
+    x,
+    K: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    GROUP_ROWS: tl.constexpr,
+    GROUP_COLUMNS: tl.constexpr,
+    FROM: tl.constexpr,
+):
     row, first = _tile(rows, K, BLOCK_ROWS, BLOCK_COLUMNS)
     column = first + tl.arange(0, BLOCK_COLUMNS)[None, :]
     inside = (row < rows)[:, None] & (column < K)

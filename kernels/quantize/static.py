@@ -127,9 +127,7 @@ def dequantize(granularity: Granularity) -> Op:
     def _(d: Any, t: Any) -> Launch:
         return sweep_launch(rows_of(granularity, d), d.K, t, 1, group, VECTOR=0, INT4=0, SCALED=1)
 
-    @op.kernel(
-        triton("quantize_sweep_triton.py", entry="dequantize"), tactics=(TRITON_TILE,), requires=[TRITON_TYPES]
-    )
+    @op.kernel(triton("quantize_sweep_triton.py", entry="dequantize"), tactics=(TRITON_TILE,), requires=[TRITON_TYPES])
     def _(d: Any, t: Any, dt: Any) -> Launch:
         return triton_sweep_launch(rows_of(granularity, d), d.K, t, group, FROM=dt.y)
 

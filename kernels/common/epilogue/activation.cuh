@@ -1,5 +1,5 @@
 // Activation functions on float32 values, for epilogues.
-//   gelu: Hendrycks & Gimpel 2016, arXiv:1606.08415 (exact through erf, and the tanh form of its section 2)
+//   gelu: Hendrycks & Gimpel 2016, arXiv:1606.08415 (through erf, and the tanh form of its section 2)
 //   silu: Elfwing et al. 2017, arXiv:1702.03118 (also called swish-1)
 // All are finite for every finite input: no intermediate overflows into NaN.
 #pragma once
@@ -26,8 +26,8 @@ __device__ __forceinline__ float silu(float x) {
     return x * sigmoid(x);
 }
 
-// x times the normal distribution function, from erfc(z) = e^(-z^2) (c1 t + ... + c5 t^5), t = 1 / (1 + 0.3275911 z), z >= 0
-// (Abramowitz and Stegun 1964, 7.1.26; the error of erfc is below 1.5e-7): half the registers and instructions of erff.
+// x times the normal distribution function, from erfc(z) = e^(-z^2) (c1 t + ... + c5 t^5), t = 1 / (1 + 0.3275911 z),
+// z >= 0 (Abramowitz and Stegun 1964, 7.1.26; the error of erfc is below 1.5e-7): fewer registers than erff.
 __device__ __forceinline__ float gelu_erf(float x) {
     const float z = fabsf(x) * SQRT_HALF;
     const float t = __fdividef(1.0f, fmaf(ERFC_T, z, 1.0f));

@@ -9,6 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+RESULTS ?= build/results
 TOP := bindings kernels plugins harness graph_api
 
 .PHONY: demo test lint gpu sanitize docs clean
@@ -38,7 +39,8 @@ lint: $(STAMP)
 
 gpu:
 	$(PYTHON) -m pytest -q -m gpu tests
-	$(PYTHON) -m trtforge check --device cuda
+	mkdir -p $(RESULTS)
+	$(PYTHON) -m trtforge check --device cuda --report $(RESULTS)/check.json
 	$(PYTHON) -m pytest -q -m gpu benchmarks
 
 sanitize:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from peers import REFERENCES
 
 from trtforge.bindings import device
+from trtforge.harness.environment import about
 from trtforge.harness.timing import Timing, time_alternating
 from trtforge.kernels import Case, Op, registry
 
@@ -150,14 +150,8 @@ def main() -> None:
     arguments = parser.parse_args()
     results = run(arguments.ops, arguments.case, arguments.seconds)
     if arguments.json:
-        about = {
-            "gpu": device.current_device().name,
-            "torch": torch.__version__,
-            "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
-            "python": platform.python_version(),
-        }
-        text = json.dumps({"about": about, "results": [asdict(r) for r in results]}, indent=1)
+        versions = {**about(), "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+        text = json.dumps({"about": versions, "results": [asdict(r) for r in results]}, indent=1)
         arguments.json.write_text(text + "\n")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from operator import attrgetter, methodcaller
 from typing import Any
 
 import numpy as np
@@ -161,6 +162,8 @@ def empty(shape: tuple[int, ...], dtype_name: str) -> Array:
 class Framework:
     """The calls that an eager launch makes on a framework's device arrays, each as cheap as the framework has it.
 
+    ``kinds``: the array types that were seen, a set that grows.
+
     ``ordinal(array)`` is -1 for an array in host memory; ``empty(shape, dtype_name, ordinal)`` allocates;
     ``current(ordinal)`` is the CUstream handle that the framework launches on now.
     """
@@ -171,8 +174,10 @@ class Framework:
     ordinal: Callable[[Any], int]
     empty: Callable[[tuple[int, ...], str, int], Any]
     current: Callable[[int], int]
+    kinds: set[type]
 
 
+@cache
 def _torch_framework() -> Framework:
     torch = require("torch", "PyTorch arrays")
     kinds = _torch_dtypes()
@@ -183,11 +188,12 @@ def _torch_framework() -> Framework:
 
     return Framework(
         "torch",
-        lambda a: a.data_ptr(),
-        lambda a: a.is_contiguous(),
-        lambda a: a.get_device(),
+        methodcaller("data_ptr"),
+        methodcaller("is_contiguous"),
+        methodcaller("get_device"),
         lambda shape, name, ordinal: torch.empty(shape, dtype=kinds[name], device=f"cuda:{ordinal}"),
         current,
+        set(),
     )
 
 
@@ -204,19 +210,21 @@ def _cupy_stream(ordinal: int) -> int:
 
 _CUPY = Framework(
     "cupy",
-    lambda a: a.data.ptr,
-    lambda a: a.flags.c_contiguous,
-    lambda a: a.data.device_id,
+    attrgetter("data.ptr"),
+    attrgetter("flags.c_contiguous"),
+    attrgetter("data.device_id"),
     _cupy_empty,
     _cupy_stream,
+    set(),
 )
 _FORGE = Framework(
     "forge",
-    lambda a: a.storage.data.ptr,
-    lambda a: a.storage.flags.c_contiguous,
-    lambda a: a.storage.data.device_id,
+    attrgetter("storage.data.ptr"),
+    attrgetter("storage.flags.c_contiguous"),
+    attrgetter("storage.data.device_id"),
     lambda shape, name, ordinal: empty(shape, name),
     _cupy_stream,
+    {Array},
 )
 _FRAMEWORKS: dict[type, Framework | None] = {Array: _FORGE}
 
@@ -229,6 +237,8 @@ def framework_of(kind: type) -> Framework | None:
         roots = {base.__module__.partition(".")[0] for base in kind.__mro__}
         found = _torch_framework() if "torch" in roots else _CUPY if "cupy" in roots else None
         _FRAMEWORKS[kind] = found
+        if found is not None:
+            found.kinds.add(kind)
         return found
 
 

@@ -114,20 +114,44 @@ def index_page(ops: Sequence[Op]) -> str:
 
 
 def results_page() -> str:
-    """Every committed library comparison, newest file last."""
-    parts = ["# Measured against the libraries\n", NOTE]
+    """Every committed run: kernels against their references, then against the libraries."""
+    parts = ["# Results\n", NOTE]
+    for path in sorted(RESULTS.glob("*/check.json")):
+        data = json.loads(path.read_text())
+        parts.append(
+            _heading(data["about"], path, "trtforge check --device cuda --report FILE", "Every kernel checked")
+        )
+        parts.append(
+            "One row is a kernel × tactic × case × dtype, launched with poisoned outputs between guard bands and held "
+            "against the NumPy reference; skipped are combinations that a kernel refuses.\n"
+        )
+        rows = [
+            (k["op"], k["kernel"], k["passed"], k["failed"], k["skipped"], _share(k["worst_over_tolerance"]))
+            for k in data["kernels"]
+        ]
+        parts.append(table(("op", "kernel", "passed", "failed", "skipped", "worst error, of the tolerance"), rows))
     for path in sorted(RESULTS.glob("*/libraries.json")):
         data = json.loads(path.read_text())
-        about = data["about"]
+        parts.append(_heading(data["about"], path, "python benchmarks/against_libraries.py --json FILE", "Libraries"))
         parts.append(
-            f"## {about['gpu']}, {data['date']}\n\n"
-            f"PyTorch {about['torch']}, CUDA {about['cuda']}, cuDNN {about['cudnn']}. Contenders alternate in one "
-            "process, cold L2, N(0, 1) inputs, medians; each output was checked in the same run. "
-            f"From `{path.relative_to(DOCS.parent)}`, made by `python benchmarks/against_libraries.py`.\n"
+            "Contenders alternate in one process, cold L2, N(0, 1) inputs, medians; each output was checked in the "
+            "same run.\n"
         )
         for op in dict.fromkeys(r["op"] for r in data["results"]):
             parts.append(f"### {op}\n\n" + _comparison([r for r in data["results"] if r["op"] == op]))
     return "\n".join(parts)
+
+
+def _share(worst: float | None) -> str:
+    return "-" if worst is None else f"{worst:.0%}"
+
+
+def _heading(about: dict[str, Any], path: Path, command: str, title: str) -> str:
+    skipped = ("gpu", "date", "remark", "architecture")
+    versions = ", ".join(f"{k} {v}" for k, v in about.items() if k not in skipped)
+    remark = f" {about['remark'][0].upper()}{about['remark'][1:]}." if "remark" in about else ""
+    source = path.relative_to(DOCS.parent)
+    return f"## {title}: {about['gpu']}, {about['date']}\n\nFrom `{source}`, made by `{command}`. {versions}.{remark}\n"
 
 
 def _comparison(results: list[dict[str, Any]]) -> str:

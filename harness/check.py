@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from trtforge.bindings import device as gpu
 from trtforge.bindings.architectures import INSPECTED, architecture
@@ -17,6 +18,7 @@ from trtforge.bindings.errors import UsageError
 from trtforge.bindings.optional import available
 from trtforge.bindings.triton_compiler import OPTIONS as TRITON_OPTIONS
 from trtforge.harness import pool
+from trtforge.harness.environment import about
 from trtforge.harness.jobs import Job, Row, row_of
 from trtforge.kernels import registry
 from trtforge.kernels.compile import constants_of
@@ -184,6 +186,19 @@ def _warm_cache(jobs: Sequence[Job], loads: Sequence[str], workers: int) -> None
         key = (job.op, job.kernel, job.tactic, tuple(binding.dtypes.items()), tuple(constants.items()))
         unique.setdefault(key, Job("compile", job.op, job.kernel, job.tactic, job.case, job.dtypes, target.name))
     pool.run_jobs("compile", list(unique.values()), loads, workers)
+
+
+def report(rows: Sequence[Row]) -> dict[str, Any]:
+    """Rows gathered per kernel and way of checking, every failed row whole, and what it was run with: for a file."""
+    kernels: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        kernels.setdefault((row.op, row.kernel, row.how), []).append(row)
+    gathered = []
+    for (op, kernel, how), members in kernels.items():
+        worst = max((m.error / m.tolerance for m in members if m.error is not None and m.tolerance), default=None)
+        gathered.append({"op": op, "kernel": kernel, "how": how, **summary(members), "worst_over_tolerance": worst})
+    failed = [asdict(row) for row in rows if row.status == "failed"]
+    return {"about": about(), "summary": summary(rows), "kernels": gathered, "failed": failed}
 
 
 def summary(rows: Sequence[Row]) -> dict[str, int]:

@@ -42,23 +42,29 @@ def call(op: Op, inputs: Sequence[Any], options: dict[str, Any]) -> Any:
 
 def _repeated(op: Op, inputs: Sequence[Any], options: Mapping[str, Any]) -> Any:
     """The result of a call like one that came before, by the shortest way; None where the long way must be taken."""
-    if not inputs or len(inputs) > len(op.inputs):
+    if not inputs or len(inputs) > len(op._input_names):
         return None
     framework = arrays.framework_of(type(inputs[0]))
     if framework is None:
         return None
     key, pointers = _signature(op, framework, inputs, options)
-    ready = op._ready.get(key) if key is not None else None
+    if key is None:
+        return None
+    try:
+        ready = op._ready.get(key)
+    except TypeError:  # an option that cannot be a key
+        return None
     if ready is None:
         return None
-    ordinal = key[0]  # type: ignore[index]
-    given = options.get("out")
+    ordinal = key[0]
+    given = options.get("out") if options else None
     if given is None:
         outputs = [framework.empty(shape, name, ordinal) for shape, name in ready.outputs]
     else:
         outputs = _outputs(op, ready.plan, framework.name, f"cuda:{ordinal}", given)
-    pointers += [arrays.framework_of(type(o)).pointer(o) for o in outputs]  # type: ignore[union-attr]
-    stream = options.get("stream")
+    for output in outputs:
+        pointers.append(arrays.framework_of(type(output)).pointer(output))  # type: ignore[union-attr]
+    stream = options.get("stream") if options else None
     if device.current_ordinal() != ordinal:
         device.make_current(ordinal)
     ready.plan.launch(pointers, framework.current(ordinal) if stream is None else int(stream))
@@ -69,33 +75,30 @@ def _signature(
     op: Op, framework: Framework, inputs: Sequence[Any], options: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...] | None, list[int]]:
     """What determines a call's plan, and its input pointers; (None, []) for what only the long way understands."""
-    ordinal = framework.ordinal(inputs[0])
+    ordinal_of, contiguous, pointer_of = framework.ordinal, framework.contiguous, framework.pointer
+    kinds = framework.kinds
+    ordinal = ordinal_of(inputs[0])
+    chosen: tuple[Any, ...] = ()
+    if options:
+        inputs = (*inputs, *(options.get(name) for name in op._input_names[len(inputs) :]))
+        chosen = tuple((k, v) for k, v in options.items() if k not in op.inputs and k not in ("out", "stream"))
     pointers: list[int] = []
-    parts: list[Any] = []
+    parts: list[Any] = [ordinal, framework.name, chosen]
     low = 0
-    named = [options.get(name) for name in op._input_names[len(inputs) :]]
-    for array in (*inputs, *named):
+    for array in inputs:
         if array is None:
             parts.append(None)
             continue
-        if (
-            arrays.framework_of(type(array)) is not framework
-            or framework.ordinal(array) != ordinal
-            or ordinal < 0
-            or not framework.contiguous(array)
-        ):
+        if type(array) not in kinds or ordinal_of(array) != ordinal or not contiguous(array):
             return None, []
-        pointer = framework.pointer(array)
+        pointer = pointer_of(array)
         pointers.append(pointer)
         low |= pointer
-        parts.append((array.shape, array.dtype))
-    chosen = tuple((k, v) for k, v in options.items() if k not in op.inputs and k not in ("out", "stream"))
-    key = (ordinal, framework.name, _alignment(low), tuple(parts), chosen)
-    try:
-        hash(key)
-    except TypeError:
+        parts += (array.shape, array.dtype)
+    if ordinal < 0:
         return None, []
-    return key, pointers
+    parts.append(_alignment(low))
+    return tuple(parts), pointers
 
 
 def _alignment(low: int) -> int:
@@ -121,7 +124,11 @@ def _resolved(op: Op, inputs: Sequence[Any], options: Mapping[str, Any]) -> Any:
     return result
 
 
-def _remember(op: Op, key: Any, found: Plan) -> None:
+def _remember(op: Op, key: tuple[Any, ...], found: Plan) -> None:
+    try:
+        hash(key)
+    except TypeError:  # a tactic given by its parameters, say: such calls go the long way every time
+        return
     if len(op._ready) >= _PLANS_KEPT:
         op._ready.clear()
     binding = found.binding

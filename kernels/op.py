@@ -6,8 +6,8 @@ the object that this module defines. See docs/first_cuda_kernel.md for a walk th
 
 from __future__ import annotations
 
-import inspect
 import itertools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,19 +49,20 @@ class Source:
     entry: str
 
 
-def _beside_caller(path: str | Path, depth: int = 2) -> Path:
-    frame = inspect.stack()[depth].frame
-    return (Path(frame.f_globals.get("__file__", "")).parent / path).resolve()
+def _declaring_file(depth: int) -> Path:
+    """The file of the code ``depth`` calls above the caller."""
+    return Path(sys._getframe(depth + 1).f_globals.get("__file__", ""))
 
 
 def cuda(path: str | Path, entry: str | None = None) -> Source:
     """A CUDA C++ file beside the declaration; ``entry`` is an ``extern "C" __global__`` function (the file's stem)."""
-    return Source("cuda", _beside_caller(path), entry or Path(path).stem)
+    return Source("cuda", (_declaring_file(1).parent / path).resolve(), entry or Path(path).stem)
 
 
 def triton(path: str | Path, entry: str | None = None) -> Source:
     """A Python file beside the declaration with a ``@triton.jit`` function ``entry`` (the stem without ``_triton``)."""
-    return Source("triton", _beside_caller(path), entry or Path(path).stem.removesuffix("_triton"))
+    source = (_declaring_file(1).parent / path).resolve()
+    return Source("triton", source, entry or source.stem.removesuffix("_triton"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +163,7 @@ class Op:
         self._heuristic: Callable[..., Any] | None = None
         self._ready: dict[Any, Ready] = {}
         self._input_names = tuple(self.inputs)
-        self.file = Path(inspect.stack()[2].frame.f_globals.get("__file__", ""))
+        self.file = _declaring_file(2)  # past the dataclass's __init__
         registry.add(self)
 
     # ---- the declaration's decorators -------------------------------------------------------------------------

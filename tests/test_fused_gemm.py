@@ -19,7 +19,7 @@ from trtforge.graph_api import Network
 from trtforge.graph_api import functional as F
 from trtforge.graph_api.fusion import fuse
 from trtforge.harness.check import check
-from trtforge.harness.inspection import inspect_kernel
+from trtforge.harness.inspection import inspect
 from trtforge.kernels import Case, Op
 from trtforge.kernels.compile import compile_kernel
 from trtforge.kernels.fused_gemm.op import (
@@ -214,7 +214,7 @@ def test_triton_kernels_in_the_interpreter(op: Op, kernel: str) -> None:
 )
 def test_sm90_machine_code(op: Op, tactic: int) -> None:
     """wgmma on tiles that the copy engine brings, four per stage without moves between; nothing in local memory."""
-    code = inspect_kernel(op.kernel_named("sm90"), tactic, "sm_90a")
+    (code,) = inspect(f"{op.name}/sm90", arch="sm_90a", tactic=tactic)
     mix = code.instructions
     assert mix["HGMMA"] == 4
     assert mix["UTMALDG"] == (2 if op is fused_gemm else 3)
@@ -252,7 +252,7 @@ def test_no_epilogue_spills_on_the_largest_tile(op: Op, activation: str, biased:
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 def test_mma_machine_code(op: Op, kernel: str, arch: str) -> None:
     for tactic in range(len(op.kernel_named(kernel).tactics)):
-        code = inspect_kernel(op.kernel_named(kernel), tactic, arch)
+        (code,) = inspect(f"{op.name}/{kernel}", arch=arch, tactic=tactic)
         mix = code.instructions
         assert mix["HMMA"] and mix["LDSM"]
         assert bool(mix.get("LDGSTS")) == (kernel == "mma")
@@ -262,7 +262,7 @@ def test_mma_machine_code(op: Op, kernel: str, arch: str) -> None:
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 def test_wide_triton_kernel_copies_vectors(op: Op) -> None:
     for tactic in range(len(op.kernel_named("triton").tactics)):
-        code = inspect_kernel(op.kernel_named("triton"), tactic, "sm_80")
+        (code,) = inspect(f"{op.name}/triton", arch="sm_80", tactic=tactic)
         assert code.instructions["LDGSTS"] and code.instructions["HMMA"] and not code.spills
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from trtforge import __version__
@@ -50,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--bench-cases", action="store_true", help="on a GPU: run the benchmark shapes too")
     sub.add_argument("--seeds", type=int, default=2, help="on a GPU: how many random inputs per row (default 2)")
     sub.add_argument("--workers", type=int, help="worker processes (default: one per core)")
+    sub.add_argument("--report", metavar="FILE", help="write counts per kernel, failures and versions to a JSON file")
     sub.add_argument("-v", "--verbose", action="store_true", help="print every row")
 
     sub = command(
@@ -78,6 +81,17 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, default=str))
 
 
+def _write_json(path: Path, value: Any) -> None:
+    """Write a whole file or none."""
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        staging.write_text(json.dumps(value, indent=1, default=str) + "\n")
+        staging.replace(path)
+    except OSError as error:
+        staging.unlink(missing_ok=True)
+        raise ForgeError(f"{path} cannot be written: {error}") from error
+
+
 def _list(arguments: argparse.Namespace) -> int:
     from trtforge.harness.listing import list_kernels
 
@@ -94,12 +108,13 @@ def _list(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     from trtforge import show
     from trtforge.bindings.architectures import INSPECTED
-    from trtforge.harness.check import check, summary
+    from trtforge.bindings.errors import UsageError
+    from trtforge.harness.check import check, report, summary
 
     if arguments.seeds < 1:
-        from trtforge.bindings.errors import UsageError
-
         raise UsageError(f"--seeds is {arguments.seeds}; at least 1 is needed")
+    if arguments.report and not Path(arguments.report).resolve().parent.is_dir():
+        raise UsageError(f"--report {arguments.report}: there is no folder {Path(arguments.report).resolve().parent}")
     out = show.console()
     with show.progress(show.console(stderr=True)) as bar:
         task = bar.add_task("checking", total=None)
@@ -116,6 +131,8 @@ def _check(arguments: argparse.Namespace) -> int:
             on_start=lambda total: bar.update(task, total=total),
             on_row=lambda row: bar.update(task, advance=1, description=f"{row.op}/{row.kernel}"),
         )
+    if arguments.report:
+        _write_json(Path(arguments.report), report(rows))
     if arguments.json:
         _print_json({"rows": [asdict(r) for r in rows], "summary": summary(rows)})
     else:

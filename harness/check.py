@@ -15,7 +15,7 @@ from typing import Any
 from trtforge.bindings import device as gpu
 from trtforge.bindings.architectures import INSPECTED, architecture
 from trtforge.bindings.errors import UsageError
-from trtforge.bindings.optional import available
+from trtforge.bindings.optional import available, require
 from trtforge.bindings.triton_compiler import OPTIONS as TRITON_OPTIONS
 from trtforge.harness import pool
 from trtforge.harness.environment import about
@@ -149,6 +149,8 @@ def check(
         raise UsageError(f"device is {device!r}; accepted: auto, cpu, cuda")
     if device == "cuda":
         gpu.require_gpu("check --device cuda")
+    if not available("triton"):
+        require("cuda.bindings.nvrtc", "check, which interprets or compiles kernels,")
     on_gpu = device == "cuda" or (device == "auto" and gpu.has_gpu())
     cores = workers or os.cpu_count() or 1
     planned: dict[str, list[Planned]] = {"cuda": [], "interpret": [], "compile": []}

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from trtforge.bindings.architectures import architecture
-from trtforge.bindings.errors import DeviceError, ForgeError
+from trtforge.bindings.errors import DeviceError, ForgeError, MissingDependencyError
 from trtforge.harness.compare import Comparison, compare, tolerance_of
 from trtforge.harness.jobs import Job, Row, row_of
 from trtforge.kernels import registry
@@ -59,6 +59,8 @@ def run_job(job: Job) -> Row:
             _compile(job, kernel, binding, row)
         else:
             _compute(job, op, kernel, binding, row)
+    except MissingDependencyError as error:
+        row.status, row.reason = "skipped", str(error)
     except ForgeError as error:
         row.status, row.reason = "failed", f"{type(error).__name__}: {error}"
         if isinstance(error, DeviceError):

@@ -17,6 +17,7 @@ from trtforge.harness.jobs import Row
 from trtforge.harness.listing import Entry
 
 _PIPED_WIDTH = 200
+FAILURES_SHOWN = 20
 _COLORS = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
 
 
@@ -73,10 +74,17 @@ def check_rows(out: Console, rows: Sequence[Row], every: bool) -> None:
         skips = Counter(f"{r.op}: {r.reason}" for r in rows if r.status == "skipped")
         for reason, times in skips.items():
             out.print(f"[yellow]skipped[/] {times} × {escape(reason)}")
+    failures: dict[tuple[str, str, str], list[Row]] = {}
     for r in rows:
         if r.status == "failed":
-            where = f"{r.op}/{r.kernel} [{r.tactic}] case {r.case} {r.dtype} {r.how}"
-            out.print(f"[bold red]FAILED[/] {escape(where)}: {escape(r.reason)}")
+            failures.setdefault((r.op, r.kernel, r.reason), []).append(r)
+    for (op, kernel, reason), members in list(failures.items())[:FAILURES_SHOWN]:
+        r = members[0]
+        more = f" (and {len(members) - 1} more rows)" if len(members) > 1 else ""
+        where = f"{op}/{kernel} [{r.tactic}] case {r.case} {r.dtype} {r.how}{more}"
+        out.print(f"[bold red]FAILED[/] {escape(where)}: {escape(reason)}")
+    if len(failures) > FAILURES_SHOWN:
+        out.print(f"{len(failures) - FAILURES_SHOWN} other kinds of failure are not shown; --json has every row")
     if any(r.how.startswith("compiled") for r in rows):
         out.print("CUDA kernels were compiled and verified statically (parameters, spills, shared memory), not run.")
     count = summary(rows)

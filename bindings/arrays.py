@@ -95,6 +95,7 @@ def _torch_view(a: Any) -> View:
 
 
 def _jax_view(a: Any) -> View:
+    a.block_until_ready()  # JAX computes ahead on streams of its own
     where = next(iter(a.devices()))
     if where.platform == "cpu":
         return _numpy_view(np.asarray(a))

@@ -44,18 +44,11 @@ def version() -> str:
 @cache
 def system_include_directories() -> tuple[str, ...]:
     """Folders of CUDA's own headers: from wheels, from the toolkit, or from CUDA_PATH."""
-    pathfinder = require("cuda.pathfinder", "finding CUDA's headers")
     roots = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")] + ["/usr/local/cuda"]
     toolkit = [Path(root) / "include" for root in roots if root]
     found: list[str] = []
     for component, probe in _SYSTEM_HEADERS.items():
-        candidates = []
-        try:
-            candidates.append(pathfinder.find_nvidia_header_directory(component))
-        except Exception as error:  # pathfinder raises several kinds for one fact: not found
-            candidates.append(None)
-            _ = error
-        candidates += [str(folder) for folder in toolkit] + [str(folder / "cccl") for folder in toolkit]
+        candidates = [_packaged_headers(component), *map(str, toolkit), *(str(f / "cccl") for f in toolkit)]
         for candidate in candidates:
             if candidate and (Path(candidate) / probe).is_file():
                 if str(candidate) not in found:
@@ -67,6 +60,15 @@ def system_include_directories() -> tuple[str, ...]:
             "nvidia-cuda-nvcc-cu12, or set CUDA_HOME to a CUDA toolkit"
         )
     return tuple(found)
+
+
+def _packaged_headers(component: str) -> str | None:
+    """The header folder of an installed wheel or conda package, or None."""
+    pathfinder = require("cuda.pathfinder", "finding CUDA's headers")
+    try:
+        return pathfinder.find_nvidia_header_directory(component)
+    except RuntimeError:  # this version of pathfinder does not know the component
+        return None
 
 
 def included_files(path: Path, search: Sequence[Path]) -> dict[Path, str]:

@@ -1,0 +1,93 @@
+"""The command line end to end: generate, reports, and the demo that `make demo` runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trtforge import cli
+from trtforge.harness.check import report
+from trtforge.harness.environment import about
+from trtforge.harness.jobs import Row
+
+ROOT = Path(__file__).parent.parent
+MODEL = ROOT / "examples" / "pydoc_llama" / "model"
+
+
+def test_generate_streams_the_prompt_and_its_continuation(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["generate", str(MODEL), "--prompt", "The following", "--max-tokens", "12", "--backend", "reference"]
+    assert cli.main(command) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("The following") and len(captured.out) > len("The following") + 10
+    assert "reference backend" in captured.err and "12 tokens" in captured.err
+
+
+def test_generate_json_holds_text_tokens_rates_and_explanation(capsys: pytest.CaptureFixture[str]) -> None:
+    command = [
+        "generate",
+        str(MODEL),
+        "--prompt",
+        "A class",
+        "--max-tokens",
+        "5",
+        "--temperature",
+        "0.7",
+        "--seed",
+        "3",
+    ]
+    assert cli.main([*command, "--backend", "reference", "--json", "--explain"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert len(first["token_ids"]) == 5 and first["text"] and first["seed"] == 3
+    assert any(n["op"] == "trtforge::flash_attention" for n in first["explain"]["nodes"])
+    assert cli.main([*command, "--backend", "reference", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == first["text"]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--temperature", "-1"], "temperature"),
+        (["--top-p", "0"], "top_p"),
+        (["--top-k", "-2"], "top_k"),
+        (["--max-tokens", "0"], "max_tokens"),
+        (["--prompt", ""], "prompt"),
+    ],
+)
+def test_generate_refuses_impossible_arguments(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["generate", str(MODEL), "--prompt", "x", "--backend", "reference", *options]
+    assert cli.main(command) == 2
+    error = capsys.readouterr().err
+    assert "UsageError" in error and message in error
+
+
+def test_a_report_gathers_rows_and_keeps_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "check.json"
+    command = ["check", "rms_norm", "--kernel", "cuda", "--device", "cpu", "--arch", "sm_90a", "--report", str(file)]
+    assert cli.main(command) == 0
+    capsys.readouterr()
+    written = json.loads(file.read_text())
+    assert written["summary"] == {"passed": 6, "failed": 0, "skipped": 0} and written["failed"] == []
+    assert written["about"]["date"] == about()["date"] and written["kernels"][0]["how"] == "compiled for sm_90a"
+    assert list(tmp_path.iterdir()) == [file]
+    failed = Row("a::b", "k", "cuda", "-", 0, "N1", "float16", "cuda", "launched", 2.0, 1.0, "failed", "wrong")
+    gathered = report([failed])
+    assert gathered["kernels"][0]["worst_over_tolerance"] == 2.0 and gathered["failed"][0]["reason"] == "wrong"
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", "rms_norm", "--report", "/no/such/folder/check.json"]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+
+
+def test_the_demo_ends_with_text_written_by_the_model() -> None:
+    done = subprocess.run([sys.executable, ROOT / "examples" / "demo.py"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for expected in ("28 passed, 0 failed", "HGMMA", "gated_gemm = trtforge::gated_gemm", "The following", "done"):
+        assert expected in done.stdout, expected
+    assert "flash_attention = trtforge::flash_attention" in done.stderr

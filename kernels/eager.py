@@ -36,14 +36,25 @@ class Ready:
 
 def call(op: Op, inputs: Sequence[Any], options: dict[str, Any]) -> Any:
     """Run ``op``; returns one array, or a tuple in declared order. Raises ContractError, DeviceError, CompileError."""
+    if options or len(inputs) != len(op._input_names):
+        inputs = _in_order(op, inputs, options)
     found = _repeated(op, inputs, options)
     return found if found is not None else _resolved(op, inputs, options)
 
 
+def _in_order(op: Op, inputs: Sequence[Any], options: dict[str, Any]) -> Sequence[Any]:
+    """Every declared input by position, None where absent; those given by keyword are taken out of ``options``."""
+    names = op._input_names
+    if len(inputs) > len(names):
+        raise ContractError(f"{op.name} takes {len(names)} inputs ({', '.join(names)}), {len(inputs)} were given")
+    for name in names[: len(inputs)]:
+        if name in options:
+            raise ContractError(f"{op.name}: input {name!r} was given twice")
+    return (*inputs, *(options.pop(name, None) for name in names[len(inputs) :]))
+
+
 def _repeated(op: Op, inputs: Sequence[Any], options: Mapping[str, Any]) -> Any:
     """The result of a call like one that came before, by the shortest way; None where the long way must be taken."""
-    if not inputs or len(inputs) > len(op._input_names):
-        return None
     framework = arrays.framework_of(type(inputs[0]))
     if framework is None:
         return None
@@ -80,8 +91,7 @@ def _signature(
     ordinal = ordinal_of(inputs[0])
     chosen: tuple[Any, ...] = ()
     if options:
-        inputs = (*inputs, *(options.get(name) for name in op._input_names[len(inputs) :]))
-        chosen = tuple((k, v) for k, v in options.items() if k not in op.inputs and k not in ("out", "stream"))
+        chosen = tuple((k, v) for k, v in options.items() if k not in ("out", "stream"))
     pointers: list[int] = []
     parts: list[Any] = [ordinal, framework.name, chosen]
     low = 0
@@ -108,6 +118,8 @@ def _alignment(low: int) -> int:
 
 def _resolved(op: Op, inputs: Sequence[Any], options: Mapping[str, Any]) -> Any:
     given, attributes, choice = _sort_arguments(op, inputs, options)
+    if not given:
+        raise ContractError(f"{op.name}: no input was given; inputs: {op.contract.signature()}")
     views = {name: arrays.view(value, f"{op.name}: input {name!r}") for name, value in given.items()}
     if not any(v.device != "cpu" for v in views.values()):
         return _from_host(op, given, attributes, choice)
@@ -139,26 +151,19 @@ def _remember(op: Op, key: tuple[Any, ...], found: Plan) -> None:
 def _sort_arguments(
     op: Op, inputs: Sequence[Any], options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    names = list(op.inputs)
-    if len(inputs) > len(names):
-        raise ContractError(f"{op.name} takes {len(names)} inputs ({', '.join(names)}), {len(inputs)} were given")
-    given = dict(zip(names, inputs))
+    """Present inputs by name, attributes, and the choices of :data:`_OPTIONS`."""
     attributes: dict[str, Any] = {}
     choice: dict[str, Any] = {}
     for name, value in options.items():
-        if name in op.inputs:
-            if name in given:
-                raise ContractError(f"{op.name}: input {name!r} was given twice")
-            given[name] = value
-        elif name in op.attributes:
+        if name in op.attributes:
             attributes[name] = value
         elif name in _OPTIONS:
             choice[name] = value
         else:
-            known = ", ".join([*names, *op.attributes, *_OPTIONS])
+            known = ", ".join([*op._input_names, *op.attributes, *_OPTIONS])
             raise ContractError(f"{op.name}: no argument {name!r}; accepted: {known}")
-    ordered = {name: given[name] for name in names if given.get(name) is not None}
-    return ordered, attributes, choice
+    given = {name: value for name, value in zip(op._input_names, inputs) if value is not None}
+    return given, attributes, choice
 
 
 def _from_host(op: Op, given: Mapping[str, Any], attributes: Mapping[str, Any], choice: Mapping[str, Any]) -> Any:
@@ -222,15 +227,33 @@ def plan_for(
             )
         if v.pointer % dtype(v.dtype).itemsize:
             raise ContractError(f"{op.name}: input {name!r} is not aligned to its {v.dtype} elements; copy it first")
-    return plan(
-        op,
-        {n: v.shape for n, v in views.items()},
-        {n: v.dtype for n, v in views.items()},
-        attributes,
-        kernel=kernel,
-        tactic=tactic,
-        alignment=_alignment(low),
+    pinned = tuple(sorted(tactic.items())) if isinstance(tactic, Mapping) else tactic
+    key = (
+        next(iter(views.values())).device,
+        tuple((n, v.shape, v.dtype) for n, v in views.items()),
+        tuple(attributes.items()),
+        kernel,
+        pinned,
+        _alignment(low),
     )
+    try:
+        found = op._plans.get(key)
+    except TypeError:
+        raise ContractError(f"{op.name}: attributes must be numbers or strings, got {dict(attributes)}") from None
+    if found is None:
+        found = plan(
+            op,
+            {n: v.shape for n, v in views.items()},
+            {n: v.dtype for n, v in views.items()},
+            attributes,
+            kernel=kernel,
+            tactic=tactic,
+            alignment=_alignment(low),
+        )
+        if len(op._plans) >= _PLANS_KEPT:
+            op._plans.clear()
+        op._plans[key] = found
+    return found
 
 
 def _outputs(op: Op, found: Plan, framework: str, where: str, out: Any) -> list[Any]:

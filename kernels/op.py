@@ -36,6 +36,7 @@ from trtforge.kernels.dims import evaluate, product
 
 if TYPE_CHECKING:
     from trtforge.kernels.eager import Ready
+    from trtforge.kernels.plan import Plan
 
 Predicate = tuple[Callable[..., Any], str]
 
@@ -162,6 +163,7 @@ class Op:
         self._cost: Callable[..., Cost] | None = None
         self._heuristic: Callable[..., Any] | None = None
         self._ready: dict[Any, Ready] = {}
+        self._plans: dict[Any, Plan] = {}
         self._input_names = tuple(self.inputs)
         self.file = _declaring_file(2)  # past the dataclass's __init__
         registry.add(self)

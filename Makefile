@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip setuptools
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on --constraint constraints.txt \
-	  --editable '.[cuda12,test]' | grep -v 'already satisfied' || true
+	  --editable '.[cuda12,plugins,rtx,test]' | grep -v 'already satisfied' || true
 	$(BIN)/python -m pip check
 	touch $@
 

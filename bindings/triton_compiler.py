@@ -99,7 +99,7 @@ def compile_triton(
     ptx = compiled.asm["ptx"]
     metadata = compiled.metadata
     entry = metadata.name
-    log = _ptxas_report(ptx, capability)
+    log = ptxas_report(ptx, capability)
     parameters = entry_parameters(ptx, entry)
     binary = Binary(
         language="triton",
@@ -132,7 +132,8 @@ def _scratch_parameters(parameters: tuple[Parameter, ...], declared: int) -> int
     return len(extra)
 
 
-def _ptxas_report(ptx: str, capability: int) -> str:
+def ptxas_report(ptx: str, capability: int) -> str:
+    """The ``-v`` report of the ptxas that Triton uses for this compute capability. Raises CompileError."""
     from triton import knobs
 
     chosen = knobs.nvidia.ptxas_blackwell if capability >= 100 else knobs.nvidia.ptxas  # the one that Triton used

@@ -17,7 +17,7 @@ from trtforge.bindings.architectures import INSPECTED, architecture
 from trtforge.bindings.errors import UsageError
 from trtforge.bindings.optional import available, require
 from trtforge.bindings.triton_compiler import OPTIONS as TRITON_OPTIONS
-from trtforge.harness import pool
+from trtforge.harness import plugin_check, pool
 from trtforge.harness.environment import about
 from trtforge.harness.jobs import Job, Row, row_of
 from trtforge.kernels import registry
@@ -125,11 +125,29 @@ def plan_compile(
                         yield Planned(Job("compile", op.name, kernel.name, tactic, index, dtypes, arch))
 
 
+def plan_plugins(
+    op: Op,
+    kernels: Sequence[Kernel],
+    as_plugin: str,
+    on_gpu: bool,
+    architectures: Sequence[str],
+    seeds: tuple[int, ...],
+    tags: frozenset[str],
+) -> Iterator[Planned]:
+    """Jobs for the plugin host; on a GPU they launch what the engine would launch."""
+    target = gpu.current_device().architecture if on_gpu else None
+    mode = f"{as_plugin}-cuda" if on_gpu else as_plugin
+    wanted = tags if on_gpu else frozenset(("gpu", "bench"))
+    for job, kernel, case, reason in plugin_check.plan(op, kernels, mode, target, architectures, wanted, seeds):
+        yield _skipped(job, op, kernel, case, reason) if reason else Planned(job)
+
+
 def check(
     op: str | None = None,
     *,
     kernel: str | None = None,
     device: str = "auto",
+    as_plugin: str | None = None,
     loads: Sequence[str] = (),
     architectures: Sequence[str] = INSPECTED,
     every_case: bool = False,
@@ -143,10 +161,18 @@ def check(
 
     ``device``: "cuda", "cpu", or "auto" (the GPU when there is one). ``include``: tags of cases that also run on a
     GPU ("bench" adds the benchmark shapes). ``loads``: files or modules that declare further ops. ``on_start`` is
-    told the number of jobs, ``on_row`` each row. Raises UnknownNameError, UsageError, DeviceError.
+    told the number of jobs, ``on_row`` each row. ``as_plugin``: "aot" or "jit" checks the generated TensorRT plugins
+    instead (:mod:`trtforge.harness.plugin_check`). Raises UnknownNameError, UsageError, DeviceError, and
+    MissingDependencyError where NVIDIA's bindings are needed and absent.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"device is {device!r}; accepted: auto, cpu, cuda")
+    if as_plugin not in (None, "aot", "jit"):
+        raise UsageError(f"as_plugin is {as_plugin!r}; accepted: aot, jit")
+    if as_plugin:
+        from trtforge.plugins.nvidia import host_layer
+
+        host_layer()  # says what is missing before any worker starts
     if device == "cuda":
         gpu.require_gpu("check --device cuda")
     if not available("triton"):
@@ -156,7 +182,12 @@ def check(
     planned: dict[str, list[Planned]] = {"cuda": [], "interpret": [], "compile": []}
     for one in _selected_ops(op, loads):
         chosen = _kernels(one, kernel)
-        if on_gpu:
+        if as_plugin:
+            mode = f"{as_plugin}-cuda" if on_gpu else as_plugin
+            planned.setdefault(mode, []).extend(
+                plan_plugins(one, chosen, as_plugin, on_gpu, architectures, tuple(seeds), frozenset(include))
+            )
+        elif on_gpu:
             planned["cuda"] += plan_device(one, chosen, tuple(seeds), frozenset(include))
         else:
             if available("triton"):
@@ -165,11 +196,11 @@ def check(
     if on_start:
         on_start(sum(1 for items in planned.values() for item in items if item.job))
     if on_gpu:
-        _warm_cache([item.job for item in planned["cuda"] if item.job], loads, cores)
+        _warm_cache([item.job for items in planned.values() for item in items if item.job], loads, cores)
     rows: list[Row] = []
     for mode, items in planned.items():
         jobs = [item.job for item in items if item.job]
-        processes = min(cores, _GPU_PROCESSES) if mode == "cuda" else cores
+        processes = min(cores, _GPU_PROCESSES) if mode.endswith("cuda") else cores
         done = iter(pool.run_jobs(mode, jobs, loads, processes, on_row=on_row))
         rows += [item.row if item.row is not None else next(done) for item in items]
     return rows

@@ -9,8 +9,19 @@ from typing import Any
 from trtforge.kernels.contract import Case
 from trtforge.kernels.op import Kernel, Op
 
-#: How a job is carried out: in Triton's interpreter, by compiling and inspecting, on the GPU.
-MODES = ("interpret", "compile", "cuda")
+#: How a job is carried out: in Triton's interpreter, by compiling and inspecting, on the GPU; or as a TensorRT plugin
+#: that the plugin host drives, without and with launching what the engine would launch.
+MODES = ("interpret", "compile", "cuda", "aot", "jit", "aot-cuda", "jit-cuda")
+PLUGIN_MODES = MODES[3:]
+
+_HOW = {
+    "cuda": "launched",
+    "interpret": "interpreted",
+    "aot": "driven as an AOT plugin",
+    "jit": "driven as a JIT plugin",
+    "aot-cuda": "launched as an AOT plugin",
+    "jit-cuda": "launched as a JIT plugin",
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +49,8 @@ class Job:
 class Row:
     """One line of ``check``.
 
-    ``device`` is where it ran; ``how`` is "launched", "interpreted", or "compiled for sm_90a" (not run at all).
+    ``device`` is where it ran; ``how`` is "launched", "interpreted", "compiled for sm_90a" (not run at all),
+    or "driven"/"launched as an AOT/JIT plugin".
     ``status`` is passed, failed or skipped, with the ``reason``.
     """
 
@@ -72,7 +84,7 @@ def dtype_label(op: Op, dtypes: Mapping[str, str]) -> str:
 
 def row_of(job: Job, op: Op, kernel: Kernel, case: Case) -> Row:
     """An empty row for a job."""
-    how = {"cuda": "launched", "interpret": "interpreted"}.get(job.mode, f"compiled for {job.arch}")
+    how = _HOW.get(job.mode, f"compiled for {job.arch}")
     return Row(
         op.name,
         kernel.name,
@@ -81,6 +93,6 @@ def row_of(job: Job, op: Op, kernel: Kernel, case: Case) -> Row:
         job.tactic,
         case.label,
         dtype_label(op, job.dtypes),
-        "cuda" if job.mode == "cuda" else "cpu",
+        "cuda" if job.mode.endswith("cuda") else "cpu",
         how,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,17 @@ def _broken(buffer: Any, size: int) -> bool:
 
 def run(kernel: Kernel, binding: Binding, tactic: int, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Launch once; returns the outputs. Raises DeclarationError when the kernel wrote outside an output."""
+    return run_with(str(kernel), binding, inputs, plan.make(kernel, tactic, binding).launch)
+
+
+def run_with(
+    label: str,
+    binding: Binding,
+    inputs: Mapping[str, np.ndarray],
+    launch: Callable[[Sequence[int], int], None],
+) -> dict[str, np.ndarray]:
+    """Call ``launch(pointers, stream)`` once on guarded copies of the inputs and poisoned outputs; see :func:`run`."""
     cupy = require("cupy", "checking kernels on the GPU")
-    ready = plan.make(kernel, tactic, binding)
     buffers: dict[str, tuple[Any, int]] = {}
     for name, array in inputs.items():
         buffer = _guarded(array.nbytes)
@@ -46,15 +55,15 @@ def run(kernel: Kernel, binding: Binding, tactic: int, inputs: Mapping[str, np.n
         buffers[name] = (_guarded(size), size)
     pointers = [buffers[name][0].data.ptr + GUARD for name in (*binding.inputs, *binding.outputs)]
     device.synchronize()
-    ready.launch(pointers, 0)
+    launch(pointers, 0)
     device.synchronize()
     for name, (buffer, size) in buffers.items():
         if _broken(buffer, size):
-            raise DeclarationError(f"{kernel}: wrote outside {name!r}")
+            raise DeclarationError(f"{label}: wrote outside {name!r}")
     for name, array in inputs.items():
         held = buffers[name][0][GUARD : GUARD + array.nbytes].get()
         if not np.array_equal(held, array.reshape(-1).view(np.uint8)):
-            raise DeclarationError(f"{kernel}: changed its input {name!r}")
+            raise DeclarationError(f"{label}: changed its input {name!r}")
     outputs = {}
     for name, shape in binding.outputs.items():
         buffer, size = buffers[name]

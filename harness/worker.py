@@ -11,6 +11,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 from trtforge.bindings.architectures import architecture
 from trtforge.bindings.errors import DeviceError, ForgeError, MissingDependencyError
 from trtforge.harness.compare import Comparison, compare, tolerance_of
-from trtforge.harness.jobs import Job, Row, row_of
+from trtforge.harness.jobs import PLUGIN_MODES, Job, Row, row_of
 from trtforge.kernels import registry
 from trtforge.kernels.contract import Binding
 from trtforge.kernels.op import Kernel, Op
@@ -57,6 +58,8 @@ def run_job(job: Job) -> Row:
         binding = op.bind_case(case, job.dtypes)
         if job.mode == "compile":
             _compile(job, kernel, binding, row)
+        elif job.mode in PLUGIN_MODES:
+            _plugin(job, op, kernel, binding, row)
         else:
             _compute(job, op, kernel, binding, row)
     except MissingDependencyError as error:
@@ -119,6 +122,32 @@ def _compute(job: Job, op: Op, kernel: Kernel, binding: Binding, row: Row) -> No
             return on_device.run(kernel, binding, job.tactic, inputs)
 
         note = ""
+    _compare(job, op, binding, row, execute, note)
+
+
+def _plugin(job: Job, op: Op, kernel: Kernel, binding: Binding, row: Row) -> None:
+    from trtforge.bindings import device
+    from trtforge.harness import on_device, plugin_check
+
+    driven = plugin_check.drive(job, kernel, op.cases[job.case], binding)
+    row.details = driven.details
+    if not job.mode.endswith("cuda"):
+        why = "no GPU" if device.why_no_gpu() else "device is cpu"
+        row.reason = f"{driven.note}; not launched: {why}"
+        return
+    launch = plugin_check.launcher(driven, binding)
+    label = f"{kernel} as a plugin"
+    _compare(job, op, binding, row, lambda inputs: on_device.run_with(label, binding, inputs, launch), driven.note)
+
+
+def _compare(
+    job: Job,
+    op: Op,
+    binding: Binding,
+    row: Row,
+    execute: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]],
+    note: str,
+) -> None:
     worst: Comparison | None = None
     for seed in job.seeds:
         inputs, expected = _problem(op.name, job.case, tuple(sorted(job.dtypes.items())), seed)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trtforge.bindings.architectures import INSPECTED, architecture
+from trtforge.bindings.architectures import INSPECTED, Architecture, architecture
 from trtforge.bindings.errors import DeclarationError, ForgeError
-from trtforge.kernels.contract import Launch
-from trtforge.kernels.dims import free_symbols
+from trtforge.kernels.contract import Binding, Launch
+from trtforge.kernels.dims import INTEGER_OPERATIONS, IntLike, free_symbols, lower
 from trtforge.kernels.op import Kernel
+
+#: What TensorRT's symbolic integers can express (DimensionOperation; % as a - a // b * b).
+_EXPRESSIBLE = {name: INTEGER_OPERATIONS[name] for name in ("+", "*", "//", "%", "cdiv", "min", "max")}
 
 
 @dataclass(frozen=True)
@@ -24,42 +27,61 @@ class Eligibility:
     static: tuple[str, ...] = ()
 
 
-def aot_eligibility(kernel: Kernel) -> Eligibility:
-    """Evaluate the kernel's geometry over symbols and look for what an engine cannot pass."""
+def launch_obstacle(kernel: Kernel, tactic: int, launch: Launch) -> str | None:
+    """What this launch asks for that an engine cannot give to embedded code, or None."""
+    if launch.tensor_maps:
+        return "it takes TMA tensor maps that the host builds"
+    if launch.cluster is not None or kernel.tactics[tactic].get("num_ctas", 1) > 1:
+        return "it is launched in clusters, which an engine's launch parameters do not have"
+    return None
+
+
+def launch_expressions(launch: Launch) -> tuple[IntLike, ...]:
+    """Everything that TensorRT computes from shapes: grid, block, shared memory, scalars."""
+    return (*Launch.triple(launch.grid), *Launch.triple(launch.block), launch.shared, *launch.scalars)
+
+
+def static_symbols(launch: Launch) -> set[str]:
+    """Symbols that must have a value when the kernel is compiled or that TensorRT's algebra cannot carry."""
+    names: set[str] = set()
+    for constant in launch.constants.values():
+        names |= free_symbols(constant)
+    for value in launch_expressions(launch):
+        symbols = free_symbols(value)
+        try:
+            lower(value, dict.fromkeys(symbols, 1), int, _EXPRESSIBLE)
+        except DeclarationError:
+            names |= symbols
+    return names
+
+
+def serving_binding(kernel: Kernel, tactic: int, target: Architecture) -> Binding | None:
+    """A declared case that the kernel serves with this tactic."""
     op = kernel.op
+    for case in op.cases:
+        for dtypes in op.dtype_combinations(case):
+            binding = op.bind_case(case, dtypes)
+            if kernel.refusal(binding, tactic, target) is None:
+                return binding
+    return None
+
+
+def aot_eligibility(kernel: Kernel) -> Eligibility:
+    """Whether some tactic of the kernel can be embedded: its geometry is evaluated over symbols and looked through."""
     target = next((architecture(a) for a in reversed(INSPECTED) if kernel.serves(architecture(a))), None)
     if target is None:
         return Eligibility(False, "it names no architecture that is served")
-    binding = next(
-        (
-            bound
-            for case in op.cases
-            for dtypes in op.dtype_combinations(case)
-            if kernel.refusal(bound := op.bind_case(case, dtypes), 0, target) is None
-        ),
-        None,
-    )
-    if binding is None:
-        return Eligibility(False, "it serves none of the declared cases")
-    try:
-        launch = kernel.launch(binding.symbolic(), 0, target)
-    except DeclarationError as error:
-        return Eligibility(False, f"its geometry cannot be written over symbolic dimensions: {error}")
-    if launch.tensor_maps:
-        return Eligibility(False, "it takes TMA tensor maps that the host builds")
-    if launch.cluster is not None:
-        return Eligibility(False, "it is launched in clusters, which an engine's launch parameters do not have")
-    try:
-        return Eligibility(True, static=_static_dimensions(launch))
-    except ForgeError as error:
-        return Eligibility(False, str(error))
-
-
-def _static_dimensions(launch: Launch) -> tuple[str, ...]:
-    names: set[str] = set()
-    for value in launch.constants.values():
-        names |= free_symbols(value)
-    for value in (*Launch.triple(launch.grid), *Launch.triple(launch.block), launch.shared, *launch.scalars):
-        if "next_power_of_2" in str(value):
-            names |= free_symbols(value)
-    return tuple(sorted(names))
+    reason = "it serves none of the declared cases"
+    for tactic in range(len(kernel.tactics)):
+        binding = serving_binding(kernel, tactic, target)
+        if binding is None:
+            continue
+        try:
+            launch = kernel.launch(binding.symbolic(), tactic, target)
+            obstacle = launch_obstacle(kernel, tactic, launch)
+            if obstacle is None:
+                return Eligibility(True, static=tuple(sorted(static_symbols(launch))))
+            reason = obstacle
+        except ForgeError as error:
+            reason = f"its geometry cannot be written over symbolic dimensions: {error}"
+    return Eligibility(False, reason)

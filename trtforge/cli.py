@@ -49,6 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     sub.add_argument("--arch", action="append", help="on a CPU: compile for this architecture only (may be repeated)")
     sub.add_argument("--every-case", action="store_true", help="on a CPU: compile every distinct specialization")
+    sub.add_argument(
+        "--as-plugin", choices=("aot", "jit"), help="drive each op as a TensorRT plugin of that kind, in the plugin host"
+    )
     sub.add_argument("--bench-cases", action="store_true", help="on a GPU: run the benchmark shapes too")
     sub.add_argument("--seeds", type=int, default=2, help="on a GPU: how many random inputs per row (default 2)")
     sub.add_argument("--workers", type=int, help="worker processes (default: one per core)")
@@ -125,6 +128,7 @@ def _check(arguments: argparse.Namespace) -> int:
             loads=arguments.load,
             architectures=arguments.arch or INSPECTED,
             every_case=arguments.every_case,
+            as_plugin=arguments.as_plugin,
             include=("gpu", "bench") if arguments.bench_cases else ("gpu",),
             seeds=range(arguments.seeds),
             workers=arguments.workers,

@@ -67,9 +67,10 @@ def main() -> None:
     x = np.linspace(-1, 1, 8, dtype=np.float16).reshape(1, 8)
     OUT.print(str(registry.get("rms_norm")(x, np.ones(8, np.float16))), markup=False)
     fusion()
+    run(5, "The same kernels as TensorRT plugins, driven without TensorRT", ["check", "rms_norm", "--as-plugin", "aot"])
     model = os.path.relpath(HERE / "pydoc_llama" / "model")
     write = ["generate", model, "--prompt", PROMPT, "--max-tokens", "60", "--explain"]
-    run(5, "A language model, its fusion report, and its text", write)
+    run(6, "A language model, its fusion report, and its text", write)
     OUT.print(f"\n[bold green]done[/] in {time.perf_counter() - started:.0f} s")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -123,8 +124,14 @@ def run_jobs(
     threads = [threading.Thread(target=serve) for _ in range(max(1, min(workers, len(jobs))))]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    except KeyboardInterrupt:  # let nobody take another job
+        with contextlib.suppress(queue.Empty):
+            while True:
+                pending.get_nowait()
+        raise
     return [rows[i] for i in range(len(jobs))]
 
 

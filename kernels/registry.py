@@ -63,7 +63,7 @@ def load(target: str | Path) -> list[Op]:
     load_builtin()
     before = dict(_ops)
     path = Path(target)
-    if path.suffix == ".py" or path.exists():
+    if path.suffix == ".py" or path.exists() or len(path.parts) > 1:
         if path.is_dir():
             path = path / "op.py"
         if not path.is_file():
@@ -85,7 +85,10 @@ def load(target: str | Path) -> list[Op]:
 
 
 def import_file(path: Path) -> ModuleType:
-    """Import a Python file under a name made of its path; a second call runs it anew."""
+    """Import a Python file under a name made of its path; a second call runs it anew.
+
+    Its text is compiled each time: byte code on disk is matched by whole seconds, and edits come faster.
+    """
     path = path.resolve()
     name = f"trtforge_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -94,7 +97,7 @@ def import_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     except ForgeError:
         del sys.modules[name]
         raise

@@ -42,6 +42,7 @@ _PUBLIC = {
     "trtforge.harness.check": ("check",),
     "trtforge.harness.inspection": ("inspect",),
     "trtforge.harness.listing": ("list_kernels",),
+    "trtforge.harness.new": ("new",),
     "trtforge.graph_api": ("Dim", "Network", "functional"),
     "trtforge.graph_api.fusion": ("fuse",),
     "trtforge.graph_api.llm": ("generate",),

@@ -50,13 +50,22 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--arch", action="append", help="on a CPU: compile for this architecture only (may be repeated)")
     sub.add_argument("--every-case", action="store_true", help="on a CPU: compile every distinct specialization")
     sub.add_argument(
-        "--as-plugin", choices=("aot", "jit"), help="drive each op as a TensorRT plugin of that kind, in the plugin host"
+        "--as-plugin",
+        choices=("aot", "jit"),
+        help="drive each op as a TensorRT plugin of that kind, in the plugin host",
     )
     sub.add_argument("--bench-cases", action="store_true", help="on a GPU: run the benchmark shapes too")
     sub.add_argument("--seeds", type=int, default=2, help="on a GPU: how many random inputs per row (default 2)")
     sub.add_argument("--workers", type=int, help="worker processes (default: one per core)")
     sub.add_argument("--report", metavar="FILE", help="write counts per kernel, failures and versions to a JSON file")
+    sub.add_argument("--watch", action="store_true", help="check again whenever a source of the op changes")
     sub.add_argument("-v", "--verbose", action="store_true", help="print every row")
+
+    sub = command("new", _new, "start an op: one folder with a declaration, a kernel and the next steps")
+    sub.add_argument("name", metavar="NAME", help="op, or namespace::op (the namespace is 'my' where none is given)")
+    kinds = "cuda-elementwise, cuda-reduction, cuda-gemm, triton-elementwise, triton-reduction or triton-attention"
+    sub.add_argument("--template", required=True, help=kinds)
+    sub.add_argument("--into", default=".", metavar="DIR", help="where the folder is made (default: here)")
 
     sub = command(
         "inspect", _inspect, "registers, shared memory, occupancy and instructions of a kernel, without a GPU"
@@ -108,7 +117,24 @@ def _list(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _new(arguments: argparse.Namespace) -> int:
+    from trtforge.harness.new import new, qualified
+
+    folder = new(arguments.name, arguments.template, into=Path(arguments.into))
+    op = "::".join(qualified(arguments.name))
+    command = f"trtforge check {op} --load {folder}"
+    if arguments.json:
+        _print_json({"op": op, "folder": str(folder), "next": command})
+    else:
+        print(f"{folder}\nnext: {command}   (more in {folder / 'README.md'})")
+    return 0
+
+
 def _check(arguments: argparse.Namespace) -> int:
+    if arguments.watch:
+        from trtforge.harness.watch import follow
+
+        return follow(arguments.typed, arguments.op, arguments.load)
     from trtforge import show
     from trtforge.bindings.architectures import INSPECTED
     from trtforge.bindings.errors import UsageError
@@ -167,7 +193,9 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    arguments = _parser().parse_args(argv)
+    typed = list(sys.argv[1:] if argv is None else argv)
+    arguments = _parser().parse_args(typed)
+    arguments.typed = typed
     try:
         return int(arguments.run(arguments))
     except ForgeError as error:

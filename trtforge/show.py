@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from trtforge.harness.listing import Entry
 
 _PIPED_WIDTH = 200
 FAILURES_SHOWN = 20
+_OPTIONS_TOLD = re.compile(r" \(--gpu-architecture[^)]*\)")
 _COLORS = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
 
 
@@ -77,12 +79,13 @@ def check_rows(out: Console, rows: Sequence[Row], every: bool) -> None:
     failures: dict[tuple[str, str, str], list[Row]] = {}
     for r in rows:
         if r.status == "failed":
-            failures.setdefault((r.op, r.kernel, r.reason), []).append(r)
-    for (op, kernel, reason), members in list(failures.items())[:FAILURES_SHOWN]:
+            kind = _OPTIONS_TOLD.sub("", r.reason)  # one mistake in a source fails with many options
+            failures.setdefault((r.op, r.kernel, kind), []).append(r)
+    for (op, kernel, _), members in list(failures.items())[:FAILURES_SHOWN]:
         r = members[0]
         more = f" (and {len(members) - 1} more rows)" if len(members) > 1 else ""
         where = f"{op}/{kernel} [{r.tactic}] case {r.case} {r.dtype} {r.how}{more}"
-        out.print(f"[bold red]FAILED[/] {escape(where)}: {escape(reason)}")
+        out.print(f"[bold red]FAILED[/] {escape(where)}: {escape(r.reason)}")
     if len(failures) > FAILURES_SHOWN:
         out.print(f"{len(failures) - FAILURES_SHOWN} other kinds of failure are not shown; --json has every row")
     if any(r.how.startswith("compiled") for r in rows):

@@ -1,0 +1,59 @@
+"""One number for every row: the declaration, from which the kit derives everything else."""
+
+import numpy as np
+
+from trtforge.kernels import HALF, Case, Cost, Launch, Op, Tensor, cuda, grid
+
+op = Op(
+    "NAMESPACE::OPNAME",
+    doc="y = sqrt(sum of x²), over the last dimension.",
+    inputs={"x": Tensor("*M", "N", dtype=HALF, doc="rows to reduce")},
+    outputs={"y": Tensor("*M", dtype="float32")},
+    cases=[
+        Case({"M": 1, "N": 1}),
+        Case({"M": 3, "N": 257}),
+        Case({"M": 6, "N": 1000}, leading=(2, 3)),
+        Case({"M": 5, "N": 100003}, tags=("gpu",)),
+        Case({"M": 4096, "N": 4096}, tags=("bench",), dtypes={"x": "bfloat16"}),
+    ],
+)
+
+
+# ==== THE FORMULA: edit it here and in OPNAME.cu ====
+def formula(x):
+    return np.sqrt(np.sum(np.square(x), axis=-1))
+
+
+# ====================================================
+
+
+@op.reference
+def _(x):
+    return formula(x.astype(np.float64))
+
+
+@op.cost
+def _(d):
+    return Cost(flops=2 * d.M * d.N)
+
+
+SOURCE = cuda("OPNAME.cu", entry="OPNAME_kernel")
+
+
+def launch(d, t, lanes):
+    """One block per row. ``lanes``: elements of one memory access."""
+    return Launch(grid=d.M, block=t.THREADS, scalars=(d.N,), constants={"LANES": lanes})
+
+
+@op.kernel(
+    SOURCE,
+    tactics=grid(THREADS=(128, 256, 512)),
+    requires=[(lambda d: d.N % 8 == 0, "reads 16 bytes at a time, so N must be a multiple of 8")],
+)
+def _(d, t):
+    return launch(d, t, lanes=8)
+
+
+@op.kernel(SOURCE, name="cuda_any", tactics=grid(THREADS=(128, 256, 512)), align=2)
+def _(d, t):
+    return launch(d, t, lanes=1)

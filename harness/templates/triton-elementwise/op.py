@@ -1,0 +1,64 @@
+"""One function of every element: the declaration, from which the kit derives everything else."""
+
+import numpy as np
+
+from trtforge.kernels import HALF, Attr, Case, Cost, Launch, Op, Tensor, Tolerance, cdiv, grid, triton
+
+op = Op(
+    "NAMESPACE::OPNAME",
+    doc="y = x / (1 + exp(-beta x)), elementwise.",
+    inputs={"x": Tensor("*M", "N", dtype=HALF, doc="any shape")},
+    outputs={"y": Tensor("*M", "N", dtype="x")},
+    attributes={"beta": Attr(1.0, doc="steepness at zero")},
+    tolerance={
+        "float16": Tolerance(l2=6e-4, rtol=2e-3, atol=1e-3),
+        "bfloat16": Tolerance(l2=5e-3, rtol=1.6e-2, atol=8e-3),
+    },
+    cases=[
+        Case({"M": 1, "N": 1}),
+        Case({"M": 3, "N": 257}, {"beta": 1.5}),
+        Case({"M": 6, "N": 1000}, leading=(2, 3)),
+        Case({"M": 1, "N": 1000003}, tags=("gpu",)),
+        Case({"M": 4096, "N": 4096}, tags=("bench",), dtypes={"x": "bfloat16"}),
+    ],
+)
+
+
+# ==== THE FORMULA: edit it here and in OPNAME_triton.py ====
+def formula(x, beta):
+    return x / (1 + np.exp(-beta * x))
+
+
+# ===========================================================
+
+
+@op.reference
+def _(x, *, beta):
+    return formula(x.astype(np.float64), beta)
+
+
+@op.cost
+def _(d):
+    return Cost(flops=4 * d.M * d.N)
+
+
+SOURCE = triton("OPNAME_triton.py", entry="OPNAME_kernel")
+
+
+def launch(d, t, vector):
+    """``vector``: what N is known to be a multiple of, so that Triton may access that many elements at once."""
+    return Launch(grid=cdiv(d.M * d.N, t.BLOCK), scalars=(d.M, d.N // vector), constants={"VECTOR": vector})
+
+
+@op.kernel(
+    SOURCE,
+    tactics=grid(BLOCK=(1024, 2048), num_warps=(4, 8)),
+    requires=[(lambda d: d.N % 8 == 0, "accesses 16 bytes at a time, so N must be a multiple of 8")],
+)
+def _(d, t):
+    return launch(d, t, vector=8)
+
+
+@op.kernel(SOURCE, name="triton_any", tactics=grid(BLOCK=(512, 1024)), align=2)
+def _(d, t):
+    return launch(d, t, vector=1)

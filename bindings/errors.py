@@ -43,5 +43,9 @@ class CheckpointError(ForgeError, ValueError):
     """A model directory, configuration, tokenizer or weight file is missing, damaged or contradictory."""
 
 
+class PlanError(ForgeError, ValueError):
+    """A plan file is damaged, or was built for another library version, kit version or GPU."""
+
+
 class UsageError(ForgeError, ValueError):
     """The command line or a public function was given an argument that it does not accept."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,10 +26,12 @@ class Executable(ABC):
 
     backend = ""
 
-    def __init__(self, network: Network):
+    def __init__(self, network: Network, needed: Iterable[str] | None = None):
+        """``needed``: the parameters whose arrays must be bound; None means all of them."""
         if not network.outputs:
             raise GraphError(f"network {network.name!r} has no output; call net.mark_output(tensor, 'name')")
-        unbound = [name for name in network.parameters if name not in network.weights]
+        required = network.parameters if needed is None else needed
+        unbound = [name for name in required if name not in network.weights]
         if unbound:
             shown = ", ".join(unbound[:8]) + (f" and {len(unbound) - 8} more" if len(unbound) > 8 else "")
             raise GraphError(f"network {network.name!r} has parameters without weights: {shown}; call net.bind_weights")

@@ -16,7 +16,9 @@ import ml_dtypes
 import numpy as np
 
 from trtforge.bindings.dtypes import DTYPES, name_of
+from trtforge.graph_api.backends import cuda, nodes, on_device
 from trtforge.graph_api.backends.reference import run_primitive
+from trtforge.graph_api.engines.executable import EngineExecutable
 from trtforge.graph_api.primitive import PRIMITIVES
 
 ARRAYS: dict[int, np.ndarray] = {}  # by address; kept, so that an address means one array
@@ -181,3 +183,31 @@ def plan(op: Any, shapes: Any, dtypes: Any, attributes: Any, alignment: int) -> 
             typed(pointer, binding.dtypes[name])[...] = value
 
     return SimpleNamespace(launch=launch, label=f"{op.name}/double")
+
+
+def install(monkeypatch: Any) -> Double:
+    """Put the stand-in under the backends that run on a GPU; a captured graph repeats the run that was captured."""
+    module = Double()
+    monkeypatch.setattr(on_device, "require", lambda name, purpose: module)
+    monkeypatch.setattr(on_device, "require_gpu", lambda purpose: None)
+    monkeypatch.setattr(on_device, "current_ordinal", lambda: 0)
+    monkeypatch.setattr(nodes, "Gemm", Gemm)
+    monkeypatch.setattr(nodes, "plan", plan)
+    for executable in (cuda.CudaExecutable, EngineExecutable):
+        monkeypatch.setattr(executable, "_run", _recorded(executable._run))
+    Stream.captures = 0
+    return module
+
+
+def _recorded(run: Any) -> Any:
+    def recorded(self: Any, inputs: Any, dims: Any) -> Any:
+        outputs = run(self, inputs, dims)
+
+        def again() -> None:
+            for name, value in run(self, inputs, dims).items():
+                outputs[name][...] = value
+
+        self._stream.last_run = again
+        return outputs
+
+    return recorded

@@ -91,3 +91,44 @@ def test_the_demo_ends_with_text_written_by_the_model() -> None:
     for expected in ("28 passed, 0 failed", "HGMMA", "gated_gemm = trtforge::gated_gemm", "The following", "done"):
         assert expected in done.stdout, expected
     assert "flash_attention = trtforge::flash_attention" in done.stderr
+
+
+# ---- new, and plan files ---------------------------------------------------------------------------------------------
+
+
+def test_new_prints_the_next_command_and_that_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["new", "lab::hush", "--template", "triton-elementwise", "--into", str(tmp_path), "--json"]
+    assert cli.main(command) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["op"] == "lab::hush" and Path(made["folder"], "op.py").is_file()
+    assert cli.main([*made["next"].split()[1:], "--device", "cpu", "--arch", "sm_90a"]) == 0
+    assert cli.main(command) == 2
+    assert "hush" in capsys.readouterr().err
+
+
+def test_a_plan_is_built_inspected_and_refused_without_a_gpu(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="building a plan needs tensorrt-rtx")
+    plan = str(tmp_path / "llama.plan")
+    build = ["build", str(MODEL), "-o", plan, "--compute-capability", "8.9", "--max-length", "64"]
+    assert cli.main(build) == 0
+    assert "6 engines" in capsys.readouterr().out
+    assert cli.main(["inspect", plan, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["pieces"]) == 6 and len(found["kernels"]) == 5
+    assert found["file"]["compute_capability"] == "8.9" and found["network"]["dims"] == {"S": [1, 1, 64]}
+    assert cli.main(["inspect", plan]) == 0
+    assert "kernels between the engines" in capsys.readouterr().out
+    assert cli.main(["generate", plan, "--prompt", "x", "--backend", "cuda"]) == 2
+    assert "leave those options out" in capsys.readouterr().err
+    damaged = tmp_path / "damaged.plan"
+    damaged.write_bytes(Path(plan).read_bytes()[:-100])
+    assert cli.main(["inspect", str(damaged)]) == 2
+    assert "PlanError" in capsys.readouterr().err
+
+
+def test_build_refuses_what_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["build", str(tmp_path), "-o", str(tmp_path / "x.plan")]) == 2
+    assert "CheckpointError" in capsys.readouterr().err
+    assert not (tmp_path / "x.plan").exists()

@@ -15,7 +15,7 @@ from trtforge.bindings.errors import GraphError
 from trtforge.bindings.optional import available
 from trtforge.graph_api import MLP, Attention, Dim, GatedMLP, Module, ModuleList, Network, RMSNorm, Tensor
 from trtforge.graph_api import functional as F
-from trtforge.graph_api.backends import cuda, cuda_primitives
+from trtforge.graph_api.backends import cuda_primitives
 from trtforge.graph_api.network import infer
 from trtforge.graph_api.primitive import FLOATS, INTS, PRIMITIVES
 
@@ -96,27 +96,7 @@ def test_every_kernel_source_compiles(tmp_path: Path) -> None:
 
 @pytest.fixture
 def double(monkeypatch: pytest.MonkeyPatch) -> Any:
-    module = cupy_double.Double()
-    monkeypatch.setattr(cuda, "require", lambda name, purpose: module)
-    monkeypatch.setattr(cuda, "require_gpu", lambda purpose: None)
-    monkeypatch.setattr(cuda, "current_ordinal", lambda: 0)
-    monkeypatch.setattr(cuda, "Gemm", cupy_double.Gemm)
-    monkeypatch.setattr(cuda, "plan", cupy_double.plan)
-    run = cuda.CudaExecutable._run
-
-    def recorded(self: Any, inputs: Any, dims: Any) -> Any:
-        outputs = run(self, inputs, dims)
-
-        def again() -> None:
-            for name, value in run(self, inputs, dims).items():
-                outputs[name][...] = value
-
-        self._stream.last_run = again
-        return outputs
-
-    monkeypatch.setattr(cuda.CudaExecutable, "_run", recorded)
-    cupy_double.Stream.captures = 0
-    yield module
+    yield cupy_double.install(monkeypatch)
     cupy_double.ARRAYS.clear()
 
 

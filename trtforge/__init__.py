@@ -21,6 +21,7 @@ _PUBLIC = {
         "ForgeError",
         "GraphError",
         "MissingDependencyError",
+        "PlanError",
         "UnknownNameError",
         "UsageError",
     ),
@@ -45,6 +46,9 @@ _PUBLIC = {
     "trtforge.harness.new": ("new",),
     "trtforge.graph_api": ("Dim", "Network", "functional"),
     "trtforge.graph_api.fusion": ("fuse",),
+    "trtforge.graph_api.engines.builder": ("BuildOptions",),
+    "trtforge.graph_api.engines.commands": ("build_plan", "inspect_plan", "run_plan"),
+    "trtforge.graph_api.engines.plan": ("load_plan",),
     "trtforge.graph_api.llm": ("generate",),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}

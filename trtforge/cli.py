@@ -70,13 +70,41 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         "inspect", _inspect, "registers, shared memory, occupancy and instructions of a kernel, without a GPU"
     )
-    sub.add_argument("target", metavar="OP[/KERNEL]")
+    sub.add_argument("target", metavar="OP[/KERNEL]|FILE", help="an op, one of its kernels, or a plan file")
     sub.add_argument("--arch", help="sm_80, sm_89, sm_90a, sm_100a, sm_120a (default: each that the kernel serves)")
     sub.add_argument("--tactic", type=int, help="one tactic, by index (default: all)")
     sub.add_argument("--case", help="the case whose label contains this text")
 
-    sub = command("generate", _generate, "write text with a Llama checkpoint in the Hugging Face layout")
-    sub.add_argument("model", metavar="MODEL", help="the checkpoint's directory")
+    sub = command(
+        "build", _build, "build a network's TensorRT engines into one plan file; TensorRT for RTX needs no GPU"
+    )
+    sub.add_argument(
+        "model", metavar="MODEL", help="a Llama checkpoint's directory, or FILE.py[:FUNCTION] of a Network"
+    )
+    sub.add_argument("-o", "--out", required=True, metavar="FILE", help="the plan file to write")
+    sub.add_argument("--backend", choices=("tensorrt-rtx", "tensorrt"), default="tensorrt-rtx")
+    sub.add_argument(
+        "--fuse", action="append", metavar="all|none|NAME", help="ops or patterns (default: the backend's)"
+    )
+    sub.add_argument("--dtype", choices=("auto", "float16", "bfloat16", "float32"), default="auto")
+    sub.add_argument("--batch", type=int, default=1, help="sequences of a language model (default 1)")
+    sub.add_argument("--max-length", type=int, help="tokens of its KV cache (default: the model's context)")
+    sub.add_argument("--compute-capability", default="auto", help="such as 8.9 (default: the GPU at hand)")
+    sub.add_argument(
+        "--workspace-mib", type=int, default=0, help="scratch memory of a kernel (0: the library's default)"
+    )
+    sub.add_argument("--optimization-level", type=int, default=-1, help="0 to 5 (-1: the library's default)")
+    sub.add_argument("--plugins", choices=("aot", "jit"), default="aot", help="how ops enter a TensorRT engine")
+    sub.add_argument("--timing-cache", default="", metavar="FILE", help="keep timings between builds (TensorRT)")
+    sub.add_argument("--tf32", action="store_true", help="allow TF32 products of float32")
+
+    sub = command("run", _run, "run a plan file once on arrays")
+    sub.add_argument("plan", metavar="FILE")
+    sub.add_argument("--inputs", required=True, metavar="X.npz")
+    sub.add_argument("-o", "--out", required=True, metavar="Y.npz")
+
+    sub = command("generate", _generate, "write text with a Llama checkpoint in the Hugging Face layout, or its plan")
+    sub.add_argument("model", metavar="MODEL", help="the checkpoint's directory, or a plan file of one")
     sub.add_argument("--prompt", required=True)
     sub.add_argument("--max-tokens", type=int, default=100)
     sub.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)")
@@ -84,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--top-p", type=float, default=1.0, help="sample among the likeliest tokens of this total mass")
     sub.add_argument("--seed", type=int, help="repeat a sampled text (default: a fresh one)")
     sub.add_argument("--dtype", choices=("auto", "float16", "bfloat16", "float32"), default="auto")
-    sub.add_argument("--backend", choices=("auto", "reference", "cuda"), default="auto")
+    sub.add_argument("--backend", choices=("auto", "reference", "cuda", "tensorrt-rtx", "tensorrt"), default="auto")
     sub.add_argument("--explain", action="store_true", help="print the fusion report and where each node runs")
     return parser
 
@@ -170,7 +198,23 @@ def _check(arguments: argparse.Namespace) -> int:
     return 1 if summary(rows)["failed"] else 0
 
 
+def _build(arguments: argparse.Namespace) -> int:
+    from trtforge import plans
+
+    return plans.build(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from trtforge import plans
+
+    return plans.run(arguments)
+
+
 def _inspect(arguments: argparse.Namespace) -> int:
+    if Path(arguments.target).is_file():
+        from trtforge import plans
+
+        return plans.inspect(arguments)
     from trtforge.harness.inspection import inspect
 
     found = inspect(

@@ -5,8 +5,28 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 
-from trtforge.graph_api.llm import Sampling, open_session
+from trtforge.bindings.errors import UsageError
+from trtforge.graph_api.llm import Sampling, Session, open_session
+
+
+def _session(arguments: argparse.Namespace) -> Session:
+    if Path(arguments.model).is_file():
+        from trtforge.graph_api.engines.commands import plan_session
+
+        if arguments.backend != "auto" or arguments.dtype != "auto":
+            raise UsageError(
+                f"{arguments.model} is a plan file, which has its backend and dtype; leave those options out"
+            )
+        return plan_session(arguments.model)
+    return open_session(
+        arguments.model,
+        arguments.prompt,
+        max_tokens=arguments.max_tokens,
+        backend=arguments.backend,
+        dtype=arguments.dtype,
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -16,13 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     for target in arguments.load:
         registry.load(target)
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
-    session = open_session(
-        arguments.model,
-        arguments.prompt,
-        max_tokens=arguments.max_tokens,
-        backend=arguments.backend,
-        dtype=arguments.dtype,
-    )
+    session = _session(arguments)
     if arguments.explain and not arguments.json:
         print(session.explain(), file=sys.stderr, flush=True)
 

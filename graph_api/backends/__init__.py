@@ -26,7 +26,33 @@ def _cuda(network: Network, **options: Any) -> Executable:
     return build(network, **options)
 
 
-BACKENDS: dict[str, Backend] = {"reference": _reference, "cuda": _cuda}
+def _tensorrt(network: Network, **options: Any) -> Executable:
+    from trtforge.graph_api.backends.tensorrt import build_tensorrt
+
+    return build_tensorrt(network, **options)
+
+
+def _tensorrt_rtx(network: Network, **options: Any) -> Executable:
+    from trtforge.graph_api.backends.tensorrt import build_tensorrt_rtx
+
+    return build_tensorrt_rtx(network, **options)
+
+
+BACKENDS: dict[str, Backend] = {
+    "reference": _reference,
+    "cuda": _cuda,
+    "tensorrt": _tensorrt,
+    "tensorrt-rtx": _tensorrt_rtx,
+}
+
+
+def default_fusion(backend: str) -> str | tuple[str, ...]:
+    """What ``Network.fuse`` takes for a backend unless the caller says otherwise.
+
+    Every registered op that TensorRT for RTX cannot host splits an engine: attention is worth it, and what the library
+    fuses well by itself (products with their epilogues, normalizations) is left to it.
+    """
+    return ("flash_attention",) if backend == "tensorrt-rtx" else "all"
 
 
 def build(network: Network, backend: str, **options: Any) -> Executable:

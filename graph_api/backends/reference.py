@@ -110,7 +110,7 @@ class ReferenceExecutable(Executable):
         """Contiguous, and no window into a state that the next call overwrites."""
         if any(np.may_share_memory(array, state) for state in self.states.values()):
             return array.copy()
-        return np.ascontiguousarray(array)
+        return np.ascontiguousarray(array).reshape(array.shape)  # which would make a scalar an array of one
 
     def _run(
         self, node: Node, attributes: Mapping[str, Any], sizes: list[tuple[int, ...]], values: dict[int, np.ndarray]

@@ -34,4 +34,14 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
     config = read_config(path)
     weights = open_weights(path)
     verify(weights, config, path)
-    return Checkpoint(path, config, Tokenizer(path / "tokenizer.json", config.vocab_size), weights)
+    return Checkpoint(path, config, _tokenizer(path, config), weights)
+
+
+def text_parts(directory: Path) -> tuple[LlamaConfig, Tokenizer]:
+    """The configuration and tokenizer in ``directory``, without weights. Raises :class:`CheckpointError`."""
+    config = read_config(directory)
+    return config, _tokenizer(directory, config)
+
+
+def _tokenizer(directory: Path, config: LlamaConfig) -> Tokenizer:
+    return Tokenizer(directory / "tokenizer.json", config.vocab_size)

@@ -12,13 +12,15 @@ import numpy as np
 from trtforge.bindings.device import has_gpu
 from trtforge.bindings.errors import UsageError
 from trtforge.bindings.optional import available
-from trtforge.graph_api.backends import BACKENDS
+from trtforge.graph_api.backends import BACKENDS, default_fusion
+from trtforge.graph_api.executable import Executable
+from trtforge.graph_api.fusion import FusionReport
 from trtforge.graph_api.llm.checkpoint import Checkpoint
-from trtforge.graph_api.llm.config import COMPUTE_DTYPES
+from trtforge.graph_api.llm.config import COMPUTE_DTYPES, LlamaConfig
 from trtforge.graph_api.llm.explain import Explanation, Placed
 from trtforge.graph_api.llm.model import LONGEST_STEP, bind_checkpoint, build_network
 from trtforge.graph_api.llm.sampling import Sampler, Sampling
-from trtforge.graph_api.llm.tokenizer import TextStream
+from trtforge.graph_api.llm.tokenizer import TextStream, Tokenizer
 
 ROUNDING = 64  # cache lengths are multiples of this, so that similar requests build the same network
 
@@ -81,18 +83,41 @@ class Session:
         max_length: int | None = None,
         fuse: bool = True,
     ) -> None:
-        config = checkpoint.config
-        limit = config.max_position_embeddings
-        wanted = limit if max_length is None else at_least_one("max_length", max_length)
-        self.checkpoint = checkpoint
+        self.checkpoint: Checkpoint | None = checkpoint
+        self.config = checkpoint.config
+        self.tokenizer = checkpoint.tokenizer
         self.backend = resolve_backend(backend)
-        self.dtype = _one_of("dtype", config.dtype if dtype == "auto" else dtype, COMPUTE_DTYPES)
-        self.batch = at_least_one("batch", batch)
-        self.max_length = min(limit, -(-wanted // ROUNDING) * ROUNDING)
-        self.network = build_network(config, self.dtype, batch, self.max_length)
+        self.dtype, self.max_length = session_shape(self.config, dtype, batch, max_length)
+        self.batch = batch
+        self.network = build_network(self.config, self.dtype, batch, self.max_length)
         bind_checkpoint(self.network, checkpoint)
-        self.fusion_report = self.network.fuse("all" if fuse else ())
+        self.network.fuse(default_fusion(self.backend) if fuse else ())
         self.executable = self.network.build(self.backend)
+
+    @classmethod
+    def of_executable(
+        cls,
+        config: LlamaConfig,
+        tokenizer: Tokenizer,
+        executable: Executable,
+        *,
+        dtype: str,
+        batch: int,
+        max_length: int,
+    ) -> Session:
+        """A session over a model that was built elsewhere (a plan file); it has no checkpoint."""
+        session = cls.__new__(cls)
+        session.checkpoint = None
+        session.config, session.tokenizer = config, tokenizer
+        session.executable, session.network = executable, executable.network
+        session.backend, session.dtype, session.batch, session.max_length = executable.backend, dtype, batch, max_length
+        return session
+
+    @property
+    def fusion_report(self) -> FusionReport:
+        """What fusion did to the network; empty for a network that comes out of a plan file."""
+        count = len(self.network.nodes)
+        return self.network.fusion_report or FusionReport(self.network.name, count, count)
 
     def explain(self) -> Explanation:
         """Return what fusion replaced, and what runs each node of the network that is left."""
@@ -120,7 +145,7 @@ class Session:
         for position in range(len(prompt), self.max_length):
             token = sampler.choose(logits[0])
             yield token
-            if token in self.checkpoint.config.eos_token_ids or position + 1 == self.max_length:
+            if token in self.config.eos_token_ids or position + 1 == self.max_length:
                 return
             logits = self.step(np.array([[token]], np.int32), np.array([position], np.int32))
 
@@ -140,14 +165,14 @@ class Session:
         at_least_one("max_tokens", max_tokens)
         if self.batch != 1:
             raise UsageError(f"this session was built for a batch of {self.batch}; generate needs batch=1")
-        ids = self.checkpoint.tokenizer.encode(prompt)
+        ids = self.tokenizer.encode(prompt)
         if len(ids) >= self.max_length:
             raise UsageError(
                 f"the prompt has {len(ids)} tokens; accepted are fewer than {self.max_length}, the length of "
-                f"the cache (the model's own context is {self.checkpoint.config.max_position_embeddings})"
+                f"the cache (the model's own context is {self.config.max_position_embeddings})"
             )
         sampler = Sampler(sampling or Sampling())
-        stream = TextStream(self.checkpoint.tokenizer, ids)
+        stream = TextStream(self.tokenizer, ids)
         pieces: list[str] = []
         written: list[int] = []
 
@@ -159,7 +184,7 @@ class Session:
         finish, times = "context", [time.perf_counter()]
         for token in self.tokens(ids, sampler):
             times.append(time.perf_counter())
-            if token in self.checkpoint.config.eos_token_ids:
+            if token in self.config.eos_token_ids:
                 finish = "stop"
                 break
             written.append(token)
@@ -181,6 +206,15 @@ class Session:
             decode_seconds=times[-1] - times[1],
             decode_steps=len(times) - 2,
         )
+
+
+def session_shape(config: LlamaConfig, dtype: str, batch: int, max_length: int | None) -> tuple[str, int]:
+    """The dtype, and the length of the KV cache, that a session with these arguments takes. Raises UsageError."""
+    at_least_one("batch", batch)
+    limit = config.max_position_embeddings
+    wanted = limit if max_length is None else at_least_one("max_length", max_length)
+    chosen = _one_of("dtype", config.dtype if dtype == "auto" else dtype, COMPUTE_DTYPES)
+    return chosen, min(limit, -(-wanted // ROUNDING) * ROUNDING)
 
 
 def resolve_backend(backend: str) -> str:

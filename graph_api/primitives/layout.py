@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from trtforge.bindings.dtypes import DTYPES
@@ -9,7 +10,7 @@ from trtforge.graph_api import shapes
 from trtforge.graph_api.primitive import REQUIRED, Call, Primitive, Value, declare
 from trtforge.graph_api.shapes import Shape
 from trtforge.graph_api.tensor import Tensor
-from trtforge.kernels.dims import IntLike, cdiv, constant_value, is_symbolic, maximum, minimum
+from trtforge.kernels.dims import IntLike, cdiv, constant_value, maximum, minimum
 
 
 def _infer_reshape(call: Call, x: Tensor, *, shape: Shape) -> Value:
@@ -48,16 +49,17 @@ def _infer_expand(call: Call, x: Tensor, *, shape: Shape) -> Value:
     return tuple(full), x.dtype
 
 
-def _bound(size: IntLike, value: IntLike) -> IntLike:
-    """A slice bound as NumPy reads it: negative ints count from the end, and bounds are clamped to the axis."""
+def _bound(size: IntLike, value: IntLike, ranges: Mapping[str, shapes.Dim]) -> IntLike:
+    """A slice bound as NumPy reads it: negative ints count from the end, and bounds are clamped to the axis.
+
+    ``ranges`` of the dimensions: a bound that the axis always reaches needs no clamp.
+    """
     known = constant_value(value)
     if known is None:
         return value
     if known < 0:
         return maximum(size + known, 0)
-    if is_symbolic(size) and known == 0:
-        return 0
-    return minimum(size, known)
+    return known if shapes.at_most(known, size, ranges) else minimum(size, known)
 
 
 def _infer_slice(call: Call, x: Tensor, *, axis: int, start: IntLike, stop: IntLike | None, step: int) -> Value:
@@ -65,7 +67,8 @@ def _infer_slice(call: Call, x: Tensor, *, axis: int, start: IntLike, stop: IntL
     size = x.shape[axis]
     if isinstance(step, bool) or not isinstance(step, int) or step < 1:
         call.fail(f"the step is {step!r}", "an int of at least 1")
-    first, last = _bound(size, start), size if stop is None else _bound(size, stop)
+    ranges = x.network.dims
+    first, last = _bound(size, start, ranges), size if stop is None else _bound(size, stop, ranges)
     length = cdiv(last - first, step)
     known = constant_value(length)
     if known is not None and known < 1:

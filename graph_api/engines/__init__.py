@@ -1,0 +1,1 @@
+"""Networks as TensorRT engines: lowering, partitioning, building, running, plan files."""

@@ -2,7 +2,8 @@
 
 On a GPU every combination is launched, outputs poisoned before, guard bands around. On a CPU Triton kernels run in
 Triton's interpreter and CUDA kernels are compiled for every architecture they name and verified statically:
-parameters against the declaration, spills, shared memory, occupancy.
+parameters against the declaration, spills, shared memory, occupancy. With ``device="emulate"`` CUDA kernels are
+compiled for the CPU and run there (:mod:`trtforge.harness.emulate.emulator`), under a sanitizer if one is named.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from trtforge.bindings.errors import UsageError
 from trtforge.bindings.optional import available, require
 from trtforge.bindings.triton_compiler import OPTIONS as TRITON_OPTIONS
 from trtforge.harness import plugin_check, pool
+from trtforge.harness.emulate import planning as emulation
 from trtforge.harness.environment import about
 from trtforge.harness.jobs import Job, Row, row_of
 from trtforge.kernels import registry
@@ -142,11 +144,20 @@ def plan_plugins(
         yield _skipped(job, op, kernel, case, reason) if reason else Planned(job)
 
 
+def plan_emulator(
+    op: Op, kernels: Sequence[Kernel], mode: str, architectures: Sequence[str], every_case: bool, seeds: tuple[int, ...]
+) -> Iterator[Planned]:
+    """Jobs for the emulation: small cases of CUDA kernels, one tactic for each case or every tactic."""
+    for job, kernel, case, reason in emulation.plan(op, kernels, mode, architectures, every_case, seeds):
+        yield _skipped(job, op, kernel, case, reason) if reason else Planned(job)
+
+
 def check(
     op: str | None = None,
     *,
     kernel: str | None = None,
     device: str = "auto",
+    sanitize: str | None = None,
     as_plugin: str | None = None,
     loads: Sequence[str] = (),
     architectures: Sequence[str] = INSPECTED,
@@ -159,14 +170,20 @@ def check(
 ) -> list[Row]:
     """Check one op (or all) and return a row per combination.
 
-    ``device``: "cuda", "cpu", or "auto" (the GPU when there is one). ``include``: tags of cases that also run on a
-    GPU ("bench" adds the benchmark shapes). ``loads``: files or modules that declare further ops. ``on_start`` is
-    told the number of jobs, ``on_row`` each row. ``as_plugin``: "aot" or "jit" checks the generated TensorRT plugins
-    instead (:mod:`trtforge.harness.plugin_check`). Raises UnknownNameError, UsageError, DeviceError, and
-    MissingDependencyError where NVIDIA's bindings are needed and absent.
+    ``device``: "cuda", "cpu", "auto" (the GPU when there is one), or "emulate": CUDA kernels compiled for the CPU, with
+    ``sanitize`` None, "address", "undefined" or "thread"; there ``every_case`` means every tactic. ``include``: tags of
+    cases that also run on a GPU ("bench" adds the benchmark shapes). ``loads``: files or modules that declare further
+    ops. ``on_start`` is told the number of jobs, ``on_row`` each row. ``as_plugin``: "aot" or "jit" checks the
+    generated TensorRT plugins instead (:mod:`trtforge.harness.plugin_check`). Raises UnknownNameError, UsageError,
+    DeviceError, and MissingDependencyError where NVIDIA's bindings are needed and absent.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"device is {device!r}; accepted: auto, cpu, cuda")
+    if device not in ("auto", "cpu", "cuda", "emulate"):
+        raise UsageError(f"device is {device!r}; accepted: auto, cpu, cuda, emulate")
+    if device != "emulate" and sanitize is not None:
+        raise UsageError(f"sanitize={sanitize!r} is for device='emulate', not {device!r}; on a GPU: make sanitize")
+    if device == "emulate" and as_plugin:
+        raise UsageError("plugins are driven or launched, not emulated; check the kernels with device='emulate'")
+    emulated = emulation.mode_of(sanitize)
     if as_plugin not in (None, "aot", "jit"):
         raise UsageError(f"as_plugin is {as_plugin!r}; accepted: aot, jit")
     if as_plugin:
@@ -175,7 +192,7 @@ def check(
         host_layer()  # says what is missing before any worker starts
     if device == "cuda":
         gpu.require_gpu("check --device cuda")
-    if not available("triton"):
+    if device != "emulate" and not available("triton"):
         require("cuda.bindings.nvrtc", "check, which interprets or compiles kernels,")
     on_gpu = device == "cuda" or (device == "auto" and gpu.has_gpu())
     cores = workers or os.cpu_count() or 1
@@ -186,6 +203,10 @@ def check(
             mode = f"{as_plugin}-cuda" if on_gpu else as_plugin
             planned.setdefault(mode, []).extend(
                 plan_plugins(one, chosen, as_plugin, on_gpu, architectures, tuple(seeds), frozenset(include))
+            )
+        elif device == "emulate":
+            planned.setdefault(emulated, []).extend(
+                plan_emulator(one, chosen, emulated, architectures, every_case, tuple(seeds[:1]))
             )
         elif on_gpu:
             planned["cuda"] += plan_device(one, chosen, tuple(seeds), frozenset(include))

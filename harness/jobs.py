@@ -13,10 +13,16 @@ from trtforge.kernels.op import Kernel, Op
 #: that the plugin host drives, without and with launching what the engine would launch.
 MODES = ("interpret", "compile", "cuda", "aot", "jit", "aot-cuda", "jit-cuda")
 PLUGIN_MODES = MODES[3:]
+#: On the CPU, compiled for it; "emulate-address", "-undefined" and "-thread" under a sanitizer.
+EMULATED = "emulate"
 
 _HOW = {
     "cuda": "launched",
     "interpret": "interpreted",
+    EMULATED: "emulated",
+    f"{EMULATED}-address": "emulated, AddressSanitizer",
+    f"{EMULATED}-undefined": "emulated, UndefinedBehaviorSanitizer",
+    f"{EMULATED}-thread": "emulated, ThreadSanitizer",
     "aot": "driven as an AOT plugin",
     "jit": "driven as a JIT plugin",
     "aot-cuda": "launched as an AOT plugin",
@@ -50,7 +56,8 @@ class Row:
     """One line of ``check``.
 
     ``device`` is where it ran; ``how`` is "launched", "interpreted", "compiled for sm_90a" (not run at all),
-    or "driven"/"launched as an AOT/JIT plugin".
+    "emulated" (compiled for the CPU and run there; with the sanitizer that watched), or "driven"/"launched as an
+    AOT/JIT plugin".
     ``status`` is passed, failed or skipped, with the ``reason``.
     """
 

@@ -21,7 +21,8 @@ import numpy as np
 from trtforge.bindings.architectures import architecture
 from trtforge.bindings.errors import DeviceError, ForgeError, MissingDependencyError
 from trtforge.harness.compare import Comparison, compare, tolerance_of
-from trtforge.harness.jobs import PLUGIN_MODES, Job, Row, row_of
+from trtforge.harness.emulate.translate import NotEmulated
+from trtforge.harness.jobs import EMULATED, PLUGIN_MODES, Job, Row, row_of
 from trtforge.kernels import registry
 from trtforge.kernels.contract import Binding
 from trtforge.kernels.op import Kernel, Op
@@ -64,6 +65,8 @@ def run_job(job: Job) -> Row:
             _compute(job, op, kernel, binding, row)
     except MissingDependencyError as error:
         row.status, row.reason = "skipped", str(error)
+    except NotEmulated as error:
+        row.status, row.reason = "skipped", f"{kernel.name} cannot be emulated: it uses {error}"
     except ForgeError as error:
         row.status, row.reason = "failed", f"{type(error).__name__}: {error}"
         if isinstance(error, DeviceError):
@@ -115,6 +118,13 @@ def _compute(job: Job, op: Op, kernel: Kernel, binding: Binding, row: Row) -> No
             return interpreter.run(kernel, binding, job.tactic, inputs, target)
 
         note = "bfloat16 computed as float32" if "bfloat16" in binding.dtypes.values() else ""
+    elif job.mode.startswith(EMULATED):
+        from trtforge.harness.emulate.planning import carry_out
+
+        def execute(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return carry_out(job, kernel, binding, inputs)
+
+        note = f"as on {job.arch}"
     else:
         from trtforge.harness import on_device
 

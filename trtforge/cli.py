@@ -46,9 +46,13 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("check", _check, "run every kernel, tactic, case and dtype against the reference")
     sub.add_argument("op", nargs="?", help="one op (default: all)")
     sub.add_argument("--kernel", help="one kernel of the op")
-    sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    sub.add_argument("--device", choices=("auto", "cpu", "cuda", "emulate"), default="auto")
+    sanitizers = ("address", "undefined", "thread")
+    sub.add_argument("--sanitize", choices=sanitizers, help="with --device emulate: watch the kernel with a sanitizer")
     sub.add_argument("--arch", action="append", help="on a CPU: compile for this architecture only (may be repeated)")
-    sub.add_argument("--every-case", action="store_true", help="on a CPU: compile every distinct specialization")
+    sub.add_argument(
+        "--every-case", action="store_true", help="on a CPU: every distinct specialization; emulated: every tactic"
+    )
     sub.add_argument(
         "--as-plugin",
         choices=("aot", "jit"),
@@ -183,6 +187,7 @@ def _check(arguments: argparse.Namespace) -> int:
             architectures=arguments.arch or INSPECTED,
             every_case=arguments.every_case,
             as_plugin=arguments.as_plugin,
+            sanitize=arguments.sanitize,
             include=("gpu", "bench") if arguments.bench_cases else ("gpu",),
             seeds=range(arguments.seeds),
             workers=arguments.workers,

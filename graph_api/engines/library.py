@@ -49,7 +49,7 @@ FLAVORS = {
         "TensorRT",
         (10, 13),
         (12, 0),
-        "pip install 'trtforge[tensorrt]' where NVIDIA's package index (https://pypi.nvidia.com) is reachable",
+        "pip install 'trtforge[tensorrt]' where NVIDIA's own package index can be reached",
     ),
     "tensorrt-rtx": Flavor(
         "tensorrt-rtx",

@@ -177,23 +177,8 @@ def check(
     generated TensorRT plugins instead (:mod:`trtforge.harness.plugin_check`). Raises UnknownNameError, UsageError,
     DeviceError, and MissingDependencyError where NVIDIA's bindings are needed and absent.
     """
-    if device not in ("auto", "cpu", "cuda", "emulate"):
-        raise UsageError(f"device is {device!r}; accepted: auto, cpu, cuda, emulate")
-    if device != "emulate" and sanitize is not None:
-        raise UsageError(f"sanitize={sanitize!r} is for device='emulate', not {device!r}; on a GPU: make sanitize")
-    if device == "emulate" and as_plugin:
-        raise UsageError("plugins are driven or launched, not emulated; check the kernels with device='emulate'")
+    _refuse_early(device, sanitize, as_plugin)
     emulated = emulation.mode_of(sanitize)
-    if as_plugin not in (None, "aot", "jit"):
-        raise UsageError(f"as_plugin is {as_plugin!r}; accepted: aot, jit")
-    if as_plugin:
-        from trtforge.plugins.nvidia import host_layer
-
-        host_layer()  # says what is missing before any worker starts
-    if device == "cuda":
-        gpu.require_gpu("check --device cuda")
-    if device != "emulate" and not available("triton"):
-        require("cuda.bindings.nvrtc", "check, which interprets or compiles kernels,")
     on_gpu = device == "cuda" or (device == "auto" and gpu.has_gpu())
     cores = workers or os.cpu_count() or 1
     planned: dict[str, list[Planned]] = {"cuda": [], "interpret": [], "compile": []}
@@ -225,6 +210,26 @@ def check(
         done = iter(pool.run_jobs(mode, jobs, loads, processes, on_row=on_row))
         rows += [item.row if item.row is not None else next(done) for item in items]
     return rows
+
+
+def _refuse_early(device: str, sanitize: str | None, as_plugin: str | None) -> None:
+    """Raise for arguments that contradict each other, and for what is missing, before any worker starts."""
+    if device not in ("auto", "cpu", "cuda", "emulate"):
+        raise UsageError(f"device is {device!r}; accepted: auto, cpu, cuda, emulate")
+    if device != "emulate" and sanitize is not None:
+        raise UsageError(f"sanitize={sanitize!r} is for device='emulate', not {device!r}; on a GPU: make sanitize")
+    if as_plugin not in (None, "aot", "jit"):
+        raise UsageError(f"as_plugin is {as_plugin!r}; accepted: aot, jit")
+    if as_plugin and device == "emulate":
+        raise UsageError("plugins are driven or launched, not emulated; check the kernels with device='emulate'")
+    if as_plugin:
+        from trtforge.plugins.nvidia import host_layer
+
+        host_layer()
+    if device == "cuda":
+        gpu.require_gpu("check --device cuda")
+    if device != "emulate" and not available("triton"):
+        require("cuda.bindings.nvrtc", "check, which interprets or compiles kernels,")
 
 
 def _warm_cache(jobs: Sequence[Job], loads: Sequence[str], workers: int) -> None:

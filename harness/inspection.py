@@ -10,8 +10,9 @@ from trtforge.bindings.architectures import INSPECTED, Architecture, architectur
 from trtforge.bindings.disassemble import instruction_mix, sass
 from trtforge.bindings.errors import DeclarationError, UnknownNameError, UsageError
 from trtforge.kernels import registry
+from trtforge.kernels.binding import Binding
 from trtforge.kernels.compile import compile_kernel, constants_of
-from trtforge.kernels.contract import Binding, Case, Launch
+from trtforge.kernels.contract import Case, Launch
 from trtforge.kernels.op import Kernel, Op
 from trtforge.kernels.plan import geometry
 

@@ -16,8 +16,9 @@ import numpy as np
 from trtforge.bindings.architectures import Architecture
 from trtforge.bindings.dtypes import dtype, name_of
 from trtforge.bindings.errors import DeclarationError
+from trtforge.kernels.binding import Binding
 from trtforge.kernels.compile import constants_of, triton_arguments, triton_function
-from trtforge.kernels.contract import Binding, Launch
+from trtforge.kernels.contract import Launch
 from trtforge.kernels.dims import evaluate
 from trtforge.kernels.op import Kernel
 

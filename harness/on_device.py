@@ -12,7 +12,7 @@ from trtforge.bindings.dtypes import dtype
 from trtforge.bindings.errors import DeclarationError
 from trtforge.bindings.optional import require
 from trtforge.kernels import plan
-from trtforge.kernels.contract import Binding
+from trtforge.kernels.binding import Binding
 from trtforge.kernels.op import Kernel
 
 POISON = 0xFF

@@ -23,8 +23,9 @@ from trtforge.bindings.binary import Binary, Parameter, entry_parameters, report
 from trtforge.bindings.device import current_device
 from trtforge.bindings.errors import ContractError, DeclarationError
 from trtforge.harness.jobs import Job
+from trtforge.kernels.binding import Binding
 from trtforge.kernels.compile import compile_kernel
-from trtforge.kernels.contract import Binding, Case
+from trtforge.kernels.contract import Case
 from trtforge.kernels.op import Choice, Kernel, Op
 from trtforge.kernels.plan import geometry
 from trtforge.plugins import tactics

@@ -24,7 +24,7 @@ from trtforge.harness.compare import Comparison, compare, tolerance_of
 from trtforge.harness.emulate.translate import NotEmulated
 from trtforge.harness.jobs import EMULATED, PLUGIN_MODES, Job, Row, row_of
 from trtforge.kernels import registry
-from trtforge.kernels.contract import Binding
+from trtforge.kernels.binding import Binding
 from trtforge.kernels.op import Kernel, Op
 
 

@@ -19,7 +19,8 @@ from trtforge.bindings.nvrtc import compile_cuda
 from trtforge.bindings.optional import require
 from trtforge.bindings.triton_compiler import OPTIONS as TRITON_OPTIONS
 from trtforge.bindings.triton_compiler import compile_triton
-from trtforge.kernels.contract import Binding, Launch
+from trtforge.kernels.binding import Binding
+from trtforge.kernels.contract import Launch
 from trtforge.kernels.dims import constant_value
 from trtforge.kernels.op import Kernel
 from trtforge.kernels.registry import import_file

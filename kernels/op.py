@@ -19,19 +19,8 @@ from trtforge.bindings.architectures import Architecture, serves
 from trtforge.bindings.dtypes import dtype
 from trtforge.bindings.errors import ContractError, DeclarationError, UnknownNameError
 from trtforge.kernels import registry
-from trtforge.kernels.contract import (
-    Attr,
-    Binding,
-    Case,
-    Contract,
-    Cost,
-    Launch,
-    Names,
-    Tensor,
-    Tolerance,
-    call_by_name,
-    grid,
-)
+from trtforge.kernels.binding import Binding, Contract
+from trtforge.kernels.contract import Attr, Case, Cost, Launch, Names, Tensor, Tolerance, call_by_name, grid
 from trtforge.kernels.dims import evaluate, product
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from trtforge.bindings.device import current_device
 from trtforge.bindings.dtypes import dtype
 from trtforge.bindings.errors import DeclarationError
 from trtforge.bindings.launch import Launcher, TensorMapSpec
+from trtforge.kernels.binding import Binding
 from trtforge.kernels.compile import compile_kernel
-from trtforge.kernels.contract import Binding, Launch
+from trtforge.kernels.contract import Launch
 from trtforge.kernels.dims import evaluate
 from trtforge.kernels.op import Kernel, Op
 

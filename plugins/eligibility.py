@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from trtforge.bindings.architectures import INSPECTED, Architecture, architecture
 from trtforge.bindings.errors import DeclarationError, ForgeError
-from trtforge.kernels.contract import Binding, Launch
+from trtforge.kernels.binding import Binding
+from trtforge.kernels.contract import Launch
 from trtforge.kernels.dims import INTEGER_OPERATIONS, IntLike, free_symbols, lower
 from trtforge.kernels.op import Kernel
 

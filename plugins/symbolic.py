@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trtforge.kernels.contract import Binding
+from trtforge.kernels.binding import Binding
 from trtforge.kernels.dims import Expr, IntLike, is_symbolic, lower, product, substitute, sym
 from trtforge.plugins.nvidia import Layer
 from trtforge.plugins.schema import PluginSpec, from_tensorrt

@@ -17,7 +17,8 @@ from typing import Any
 
 from trtforge.bindings.architectures import Architecture
 from trtforge.bindings.errors import DeclarationError, ForgeError
-from trtforge.kernels.contract import Binding, Launch, Names, call_by_name
+from trtforge.kernels.binding import Binding
+from trtforge.kernels.contract import Launch, Names, call_by_name
 from trtforge.kernels.dims import evaluate, free_symbols, substitute
 from trtforge.kernels.op import Choice, Kernel, Op
 from trtforge.plugins.eligibility import launch_obstacle, static_symbols

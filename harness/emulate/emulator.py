@@ -22,8 +22,9 @@ from trtforge.bindings.errors import UsageError
 from trtforge.harness.emulate.reports import KernelFault, fault
 from trtforge.harness.emulate.toolchain import SANITIZERS, Program, build
 from trtforge.harness.emulate.translate import NotEmulated
+from trtforge.kernels.binding import Binding
 from trtforge.kernels.compile import KERNELS, constants_of, defines_of
-from trtforge.kernels.contract import Binding, Launch
+from trtforge.kernels.contract import Launch
 from trtforge.kernels.dims import evaluate
 from trtforge.kernels.op import Kernel
 from trtforge.kernels.plan import tensor_map_specs

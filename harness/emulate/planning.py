@@ -11,7 +11,8 @@ from trtforge.bindings.errors import UsageError
 from trtforge.harness.emulate.emulator import run
 from trtforge.harness.emulate.toolchain import SANITIZERS
 from trtforge.harness.jobs import EMULATED, Job
-from trtforge.kernels.contract import Binding, Case
+from trtforge.kernels.binding import Binding
+from trtforge.kernels.contract import Case
 from trtforge.kernels.op import Kernel, Op
 
 #: The GPU that is imitated where the kernel serves it and nothing else is asked for.

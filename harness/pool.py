@@ -10,8 +10,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 
 from trtforge.harness.jobs import Job, Row, row_of
 from trtforge.kernels import registry
@@ -145,7 +144,3 @@ def _lost(job: Job, worker: _Worker, limit: float) -> Row:
     row.status = "failed"
     row.reason = f"the process running it {worker.last_words()} (time limit {limit:g} s)"
     return row
-
-
-def as_json(rows: Iterable[Row]) -> list[dict[str, object]]:
-    return [asdict(row) for row in rows]

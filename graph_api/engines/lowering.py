@@ -18,7 +18,7 @@ import numpy as np
 
 from trtforge.bindings.dtypes import DTYPES
 from trtforge.bindings.errors import CompileError, GraphError
-from trtforge.graph_api.engines.library import TYPE_NAMES, errors_of, type_of
+from trtforge.graph_api.engines.library import errors_of, type_of
 from trtforge.graph_api.primitive import PRIMITIVES
 from trtforge.graph_api.shapes import Shape, symbol_name
 from trtforge.graph_api.tensor import Node, Tensor
@@ -312,8 +312,3 @@ class Lowering:
 def joint_shape(a: Shape, b: Shape) -> Shape:
     """The broadcast shape of two shapes of one rank."""
     return tuple(y if constant_value(x) == 1 else x for x, y in zip(a, b))
-
-
-def hostable_type(dtype: str) -> bool:
-    """Whether an engine's input or output can have this element type."""
-    return dtype in TYPE_NAMES

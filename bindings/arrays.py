@@ -198,26 +198,37 @@ def _torch_framework() -> Framework:
     )
 
 
-def _cupy_empty(shape: tuple[int, ...], name: str, ordinal: int) -> Any:
+@cache
+def _cupy_framework() -> Framework:
     cupy = require("cupy", "CuPy arrays")
-    if name.startswith("float8"):
-        return empty(shape, name)
-    return cupy.empty(shape, dtype(name).numpy)
+    types = {name: kind.numpy for name, kind in DTYPES.items() if not name.startswith("float8")}
+    allocate = cupy.empty
+
+    def allocated(shape: tuple[int, ...], name: str, ordinal: int) -> Any:
+        return allocate(shape, types[name]) if name in types else empty(shape, name)
+
+    return Framework(
+        "cupy",
+        attrgetter("data.ptr"),
+        attrgetter("flags.c_contiguous"),
+        attrgetter("data.device_id"),
+        allocated,
+        _cupy_stream,
+        set(),
+    )
 
 
 def _cupy_stream(ordinal: int) -> int:
-    return require("cupy", "CuPy streams").cuda.get_current_stream().ptr
+    return _current_cupy_stream()()
 
 
-_CUPY = Framework(
-    "cupy",
-    attrgetter("data.ptr"),
-    attrgetter("flags.c_contiguous"),
-    attrgetter("data.device_id"),
-    _cupy_empty,
-    _cupy_stream,
-    set(),
-)
+@cache
+def _current_cupy_stream() -> Callable[[], int]:
+    stream = require("cupy", "CuPy streams").cuda.stream
+    direct = getattr(stream, "get_current_stream_ptr", None)  # makes no Stream object
+    return direct or (lambda: int(stream.get_current_stream().ptr))
+
+
 _FORGE = Framework(
     "forge",
     attrgetter("storage.data.ptr"),
@@ -236,7 +247,7 @@ def framework_of(kind: type) -> Framework | None:
         return _FRAMEWORKS[kind]
     except KeyError:
         roots = {base.__module__.partition(".")[0] for base in kind.__mro__}
-        found = _torch_framework() if "torch" in roots else _CUPY if "cupy" in roots else None
+        found = _torch_framework() if "torch" in roots else _cupy_framework() if "cupy" in roots else None
         _FRAMEWORKS[kind] = found
         if found is not None:
             found.kinds.add(kind)
@@ -245,7 +256,7 @@ def framework_of(kind: type) -> Framework | None:
 
 def framework_named(name: str) -> Framework:
     """The framework that takes care of views of that name: CuPy's memory serves JAX and DLPack producers."""
-    return _torch_framework() if name == "torch" else _CUPY if name == "cupy" else _FORGE
+    return _torch_framework() if name == "torch" else _cupy_framework() if name == "cupy" else _FORGE
 
 
 def finish(array: Any, framework: str) -> Any:

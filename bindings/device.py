@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from trtforge.bindings import per_launch
 from trtforge.bindings.architectures import Architecture, of_device
 from trtforge.bindings.errors import DeviceError, MissingDependencyError
 from trtforge.bindings.optional import require
-
-#: CUDA_ERROR_INVALID_CONTEXT: no context is current in this thread.
-_NO_CONTEXT = 201
 
 
 @cache
@@ -115,20 +113,31 @@ def _primary_context(ordinal: int) -> Any:
     return checked(cu.cuDevicePrimaryCtxRetain(checked(cu.cuDeviceGet(ordinal))))
 
 
+@cache
+def _context_handle(ordinal: int) -> int:
+    require_gpu(f"device {ordinal}")
+    return int(_primary_context(ordinal))
+
+
 def make_current(ordinal: int) -> None:
     """Make the primary context of a device current in this thread."""
     require_gpu(f"device {ordinal}")
     checked(driver().cuCtxSetCurrent(_primary_context(ordinal)))
 
 
+def is_current(ordinal: int) -> bool:
+    """Whether the primary context of that device is current in this thread; cheap enough for every launch."""
+    return per_launch.current_context() == _context_handle(ordinal)
+
+
 def current_ordinal() -> int:
     """The device whose context is current in this thread; device 0 is made current when there is none."""
     require_gpu("launching a kernel")
-    status, handle = driver().cuCtxGetDevice()
-    if status == _NO_CONTEXT:
+    cu = driver()
+    if not int(checked(cu.cuCtxGetCurrent())):
         make_current(0)
         return 0
-    return int(checked((status, handle)))
+    return int(checked(cu.cuCtxGetDevice()))
 
 
 def current_device() -> Device:

@@ -10,14 +10,16 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trtforge.bindings import per_launch
 from trtforge.bindings.binary import Binary
 from trtforge.bindings.device import checked, current_ordinal, device, driver
 from trtforge.bindings.dtypes import DType
 from trtforge.bindings.errors import ContractError, DeclarationError, DeviceError
+from trtforge.bindings.per_launch import LaunchConfig
 
 _GRID_LIMIT = (2**31 - 1, 65535, 65535)
 _DEFAULT_SHARED = 48 * 1024
@@ -160,7 +162,7 @@ class Launcher:
         if binary.metadata.get("global_scratch_size", 0) or binary.metadata.get("profile_scratch_size", 0):
             raise DeclarationError(f"{binary.entry}: needs Triton scratch memory, which the kit does not provide")
 
-        self._pointers = (ctypes.c_uint64 * max(1, inputs + outputs))()
+        self._pointers = (ctypes.c_uint64 * (inputs + outputs))()
         self._scalars = (ctypes.c_int32 * max(1, len(scalars)))(*scalars)
         self._map_bytes = (ctypes.c_char * (128 * max(1, len(self._maps)) + 64))()
         self._scratch = ctypes.c_uint64(0)
@@ -175,39 +177,17 @@ class Launcher:
         self._arguments_at = ctypes.addressof(self._arguments)
         self._count = inputs + outputs
 
-        self._call: Callable[[int], Any]
-        function = cu.CUfunction(int(self.kernel))
-        if cluster is None:
-            shape = (*grid, *block, shared)
-            launch = cu.cuLaunchKernel
-
-            def call(stream: int) -> Any:
-                return launch(function, *shape, stream, self._arguments_at, 0)
-
-        else:
-            config = cu.CUlaunchConfig()
-            config.gridDimX, config.gridDimY, config.gridDimZ = grid
-            config.blockDimX, config.blockDimY, config.blockDimZ = block
-            config.sharedMemBytes = shared
-            attribute = cu.CUlaunchAttribute()
-            attribute.id = cu.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-            attribute.value.clusterDim.x, attribute.value.clusterDim.y, attribute.value.clusterDim.z = cluster
-            config.attrs = [attribute]
-            config.numAttrs = 1
-            launch_ex = cu.cuLaunchKernelEx
-
-            def call(stream: int) -> Any:
-                config.hStream = cu.CUstream(stream)
-                return launch_ex(config, function, self._arguments_at, 0)
-
-        self._call = call
+        self._config = LaunchConfig.of(grid, block, shared, cluster)
+        self._config_at = ctypes.addressof(self._config)
+        self._function = int(self.kernel)
+        self._launch = per_launch.launcher()
 
     def __call__(self, pointers: Sequence[int], stream: int = 0) -> None:
         """Launch on device pointers (inputs, then outputs) and a CUstream handle. Does not wait."""
         if len(pointers) != self._count:
             raise ContractError(f"{self.binary.entry}: {len(pointers)} pointers were given, {self._count} are needed")
         with self._lock:
-            self._pointers[: self._count] = list(pointers)
+            self._pointers[:] = list(pointers)
             if self._maps:
                 key = tuple(pointers)
                 encoded = self._encoded.get(key)
@@ -217,6 +197,7 @@ class Launcher:
                     if len(self._encoded) > _TENSOR_MAPS_KEPT:
                         self._encoded.popitem(last=False)
                 ctypes.memmove(self._maps_at, encoded, len(encoded))
-            status = self._call(stream)[0]
+            self._config.stream = stream
+            status = self._launch(self._config_at, self._function, self._arguments_at, None)
         if status:
-            checked((status,))
+            checked((driver().CUresult(status),))

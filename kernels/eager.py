@@ -32,6 +32,8 @@ class Ready:
 
     plan: Plan
     outputs: tuple[tuple[tuple[int, ...], str], ...]
+    #: What ``out=`` arrays of the same framework must be equal to: shape and the framework's own dtype.
+    given: tuple[tuple[Any, Any], ...]
 
 
 def call(op: Op, inputs: Sequence[Any], options: dict[str, Any]) -> Any:
@@ -72,14 +74,34 @@ def _repeated(op: Op, inputs: Sequence[Any], options: Mapping[str, Any]) -> Any:
     if given is None:
         outputs = [framework.empty(shape, name, ordinal) for shape, name in ready.outputs]
     else:
-        outputs = _outputs(op, ready.plan, framework.name, f"cuda:{ordinal}", given)
+        outputs = list(given) if isinstance(given, (tuple, list)) else [given]
+        if not _usable(framework, ready, ordinal, outputs):
+            outputs = _outputs(op, ready.plan, framework.name, f"cuda:{ordinal}", given)
     for output in outputs:
         pointers.append(arrays.framework_of(type(output)).pointer(output))  # type: ignore[union-attr]
     stream = options.get("stream") if options else None
-    if device.current_ordinal() != ordinal:
+    if not device.is_current(ordinal):
         device.make_current(ordinal)
     ready.plan.launch(pointers, framework.current(ordinal) if stream is None else int(stream))
     return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+def _usable(framework: Framework, ready: Ready, ordinal: int, outputs: Sequence[Any]) -> bool:
+    """Whether ``out=`` arrays are seen at once to fit; if not, :func:`_outputs` looks closer, or says what is wrong."""
+    if len(outputs) != len(ready.given):
+        return False
+    align = ready.plan.kernel.align
+    for array, (shape, kind) in zip(outputs, ready.given):
+        if (
+            type(array) not in framework.kinds
+            or array.shape != shape
+            or array.dtype != kind
+            or framework.ordinal(array) != ordinal
+            or not framework.contiguous(array)
+            or framework.pointer(array) % align
+        ):
+            return False
+    return True
 
 
 def _signature(
@@ -91,7 +113,7 @@ def _signature(
     ordinal = ordinal_of(inputs[0])
     chosen: tuple[Any, ...] = ()
     if options:
-        chosen = tuple((k, v) for k, v in options.items() if k not in ("out", "stream"))
+        chosen = tuple([(k, v) for k, v in options.items() if k != "out" and k != "stream"])
     pointers: list[int] = []
     parts: list[Any] = [ordinal, framework.name, chosen]
     low = 0
@@ -132,11 +154,11 @@ def _resolved(op: Op, inputs: Sequence[Any], options: Mapping[str, Any]) -> Any:
     if framework is not None:
         key, _ = _signature(op, framework, inputs, options)
         if key is not None:
-            _remember(op, key, found)
+            _remember(op, key, found, result if isinstance(result, tuple) else (result,))
     return result
 
 
-def _remember(op: Op, key: tuple[Any, ...], found: Plan) -> None:
+def _remember(op: Op, key: tuple[Any, ...], found: Plan, results: tuple[Any, ...]) -> None:
     try:
         hash(key)
     except TypeError:  # a tactic given by its parameters, say: such calls go the long way every time
@@ -145,7 +167,7 @@ def _remember(op: Op, key: tuple[Any, ...], found: Plan) -> None:
         op._ready.clear()
     binding = found.binding
     shapes = [(tuple(int(n) for n in shape), binding.dtypes[name]) for name, shape in binding.outputs.items()]
-    op._ready[key] = Ready(found, tuple(shapes))
+    op._ready[key] = Ready(found, tuple(shapes), tuple([(r.shape, r.dtype) for r in results]))
 
 
 def _sort_arguments(

@@ -24,6 +24,7 @@ from trtforge.bindings.errors import (
 )
 from trtforge.bindings.nvrtc import compile_cuda
 from trtforge.bindings.optional import available, require
+from trtforge.bindings.per_launch import LaunchConfig
 from trtforge.kernels import registry
 from trtforge.kernels.compile import compile_kernel
 
@@ -175,6 +176,28 @@ def test_devices_of_unlisted_capability_take_the_nearest_older_row() -> None:
     assert of_device(121, 48, 101376).name == "sm_121"
     with pytest.raises(UsageError, match="older than"):
         of_device(75, 40, 65536)
+
+
+@pytest.mark.parametrize("cluster", [None, (2, 1, 1)])
+def test_the_launch_configuration_has_the_drivers_layout(cluster: tuple[int, int, int] | None) -> None:
+    cu = pytest.importorskip("cuda.bindings.driver")
+    theirs = cu.CUlaunchConfig()
+    theirs.gridDimX, theirs.gridDimY, theirs.gridDimZ = 11, 12, 13
+    theirs.blockDimX, theirs.blockDimY, theirs.blockDimZ = 14, 15, 16
+    theirs.sharedMemBytes, theirs.hStream = 17, cu.CUstream(0x1234567890)
+    if cluster:
+        attribute = cu.CUlaunchAttribute()
+        attribute.id = cu.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        attribute.value.clusterDim.x, attribute.value.clusterDim.y, attribute.value.clusterDim.z = cluster
+        theirs.attrs, theirs.numAttrs = [attribute], 1
+    ours = LaunchConfig.of((11, 12, 13), (14, 15, 16), 17, cluster)
+    ours.stream = 0x1234567890
+    seen = LaunchConfig.from_address(int(theirs.getPtr()))
+    for name in ("grid", "block"):
+        assert list(getattr(ours, name)) == list(getattr(seen, name))
+    assert (ours.shared, ours.stream, ours.count) == (seen.shared, seen.stream, seen.count)
+    if cluster:
+        assert bytes(ours.attributes[0]) == bytes(seen.attributes[0])
 
 
 def test_dtypes_round_trip_and_unknown_ones_are_listed() -> None:

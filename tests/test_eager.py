@@ -65,6 +65,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     monkeypatch.setattr(arrays, "framework_named", lambda name: framework)
     monkeypatch.setattr(eager, "plan", plan)
     monkeypatch.setattr(device, "current_ordinal", lambda: 0)
+    monkeypatch.setattr(device, "is_current", lambda ordinal: ordinal == 0)
     op = registry.get("rms_norm")
     monkeypatch.setattr(op, "_ready", {})
     monkeypatch.setattr(op, "_plans", {})

@@ -244,6 +244,33 @@ def test_other_primitives_on_a_gpu(graphs: bool) -> None:
 
 
 @pytest.mark.gpu
+def test_garbage_collected_during_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An executable that goes while another is captured, by reference count or in a cycle, disturbs nothing."""
+    net, inputs = mixture(), mixture_inputs()
+    expected, tested = net.build()(**inputs), net.build(backend="cuda")
+    doomed = [net.build(backend="cuda") for _ in range(3)]
+    for other in doomed:
+        for _ in range(3):
+            other(**inputs)
+    run = type(tested)._run
+
+    def run_and_drop(self: Any, *arguments: Any) -> Any:
+        if doomed:
+            cycle = [doomed.pop()]
+            cycle.append(cycle)  # type: ignore[arg-type]
+            del cycle
+            _ = [[] for _ in range(2000)]  # enough allocations for a collection, where it is not held back
+        if doomed:
+            doomed.pop()
+        return run(self, *arguments)
+
+    tested(**inputs)
+    monkeypatch.setattr(type(tested), "_run", run_and_drop)
+    for _ in range(3):
+        compare(expected, tested(**inputs), 2e-2)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_elementwise_on_a_gpu(dtype: str) -> None:
     """Every elementwise expression, special values included."""

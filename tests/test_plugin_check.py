@@ -15,6 +15,7 @@ import pytest
 from trtforge.bindings.architectures import architecture
 from trtforge.bindings.binary import Parameter
 from trtforge.bindings.errors import DeclarationError, DeviceError, UsageError
+from trtforge.bindings.per_launch import LaunchConfig
 from trtforge.harness import plugin_check
 from trtforge.harness.check import check, summary
 from trtforge.harness.jobs import Job, Row
@@ -304,13 +305,13 @@ class RecordingDriver:
     def cuKernelSetAttribute(self, *_: Any) -> tuple[int]:
         return (0,)
 
-    def cuLaunchKernel(self, function: int, *shape_and_block: Any) -> tuple[int]:
-        *shape, stream, block, _ = shape_and_block
-        addresses = (ctypes.c_void_p * len(self.sizes)).from_address(block)
+    def launch(self, config_at: int, function: int, arguments_at: int, extra: None) -> int:
+        config = LaunchConfig.from_address(config_at)
+        addresses = (ctypes.c_void_p * len(self.sizes)).from_address(arguments_at)
         kinds = {8: ctypes.c_uint64, 4: ctypes.c_int32}
         values = [kinds[size].from_address(a).value for size, a in zip(self.sizes, addresses)]
-        self.launches.append((tuple(shape), stream, values))
-        return (0,)
+        self.launches.append(((*config.grid, *config.block, config.shared), config.stream, values))
+        return 0
 
 
 @needs_bindings
@@ -322,6 +323,7 @@ def test_embedded_code_is_launched_with_tensorrts_argument_order(kernel: str, mo
     assert driven.code is not None
     recording = RecordingDriver([8] * 2 + [4] * len(driven.code.scalars) + [8])
     monkeypatch.setattr(launch, "driver", lambda: recording)
+    monkeypatch.setattr(launch.per_launch, "launcher", lambda: recording.launch)
     monkeypatch.setattr(launch, "current_ordinal", lambda: 0)
     monkeypatch.setattr(launch, "device", lambda ordinal: SimpleNamespace(architecture=SM90))
     monkeypatch.setattr(launch, "_loaded", {})

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from collections import defaultdict
 from functools import cache
 from typing import Any
 
+from trtforge.bindings.device import current_ordinal
 from trtforge.bindings.errors import DeviceError, MissingDependencyError
 from trtforge.bindings.optional import require
 
@@ -45,7 +47,6 @@ def _library() -> Any:
     library.cublasCreate_v2.argtypes = [ctypes.POINTER(pointer)]
     library.cublasSetStream_v2.argtypes = [pointer, pointer]
     library.cublasSetWorkspace_v2.argtypes = [pointer, pointer, ctypes.c_size_t]
-    library.cublasDestroy_v2.argtypes = [pointer]
     return library
 
 
@@ -54,14 +55,28 @@ def _check(status: int, call: str) -> None:
         raise DeviceError(f"cuBLAS: {call} failed with status {status} (see cublasStatus_t)")
 
 
+# Handles that nobody uses now, by device. They are used again and never destroyed: cublasDestroy waits for the whole
+# device, and Python may collect an executable at any moment, also while another one's stream is being captured.
+_idle: defaultdict[int, list[ctypes.c_void_p]] = defaultdict(list)
+
+
+def _handle() -> ctypes.c_void_p:
+    """A cuBLAS handle of the current device."""
+    try:
+        return _idle[current_ordinal()].pop()
+    except IndexError:
+        handle = ctypes.c_void_p()
+        _check(_library().cublasCreate_v2(ctypes.byref(handle)), "cublasCreate")
+        return handle
+
+
 class Gemm:
     """A cuBLAS handle bound to one stream. ``workspace``: address of WORKSPACE_BYTES of device memory."""
 
     def __init__(self, stream: int, workspace: int):
         self._library = _library()
-        self._handle = ctypes.c_void_p()
-        _check(self._library.cublasCreate_v2(ctypes.byref(self._handle)), "cublasCreate")
-        weakref.finalize(self, self._library.cublasDestroy_v2, self._handle)
+        self._handle = _handle()
+        weakref.finalize(self, _idle[current_ordinal()].append, self._handle)
         # Setting the stream resets the workspace, so the order matters.
         _check(self._library.cublasSetStream_v2(self._handle, stream), "cublasSetStream")
         _check(self._library.cublasSetWorkspace_v2(self._handle, workspace, WORKSPACE_BYTES), "cublasSetWorkspace")

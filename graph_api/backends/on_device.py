@@ -10,11 +10,13 @@ what a graph was captured with is never given back while it lives, and one strea
 
 from __future__ import annotations
 
+import gc
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -57,7 +59,7 @@ class OnDevice(Executable):
         self._graphs = graphs
         current_ordinal()  # the primary context is current before the first allocation
         self._held: list[Any] = []
-        self._pool = cp.cuda.MemoryPool(self._allocate)
+        self._pool = cp.cuda.MemoryPool(partial(_allocate, cp, self._held))
         self._stream = cp.cuda.Stream(non_blocking=True)
         self._captured: OrderedDict[Key, Captured] = OrderedDict()
         self._seen: set[Key] = set()
@@ -127,11 +129,12 @@ class OnDevice(Executable):
             buffer.set(storage(host[name]), stream=self._stream)
         if not capture or not self._before_capture(static, dims):
             return self._run(static, dims)
-        self._stream.begin_capture()
-        try:
-            outputs = self._run(static, dims)
-        finally:
-            graph = self._stream.end_capture()
+        with _no_collection():
+            self._stream.begin_capture()
+            try:
+                outputs = self._run(static, dims)
+            finally:
+                graph = self._stream.end_capture()
         while len(self._captured) >= self.graphs_kept:
             self._forget(self._captured.popitem(last=False)[0])
         self._captured[key] = Captured(graph, static, outputs)
@@ -154,16 +157,6 @@ class OnDevice(Executable):
         with self._stream, self._cp.cuda.using_allocator(self._pool.malloc):
             yield
 
-    def _allocate(self, size: int) -> Any:
-        """Device memory for the pool, held here until the executable goes.
-
-        Without this a pool that runs out of memory gives free blocks back to the driver, and captured graphs still
-        use them.
-        """
-        pointer = self._cp.cuda.MemoryPointer(self._cp.cuda.Memory(size), 0)
-        self._held.append(pointer)
-        return pointer
-
     def _upload(self, array: np.ndarray | None) -> Any:
         assert array is not None
         buffer = self._cp.empty(array.shape, storage(array).dtype)
@@ -173,6 +166,29 @@ class OnDevice(Executable):
     def _download(self, array: Any, dtype: str) -> np.ndarray:
         host = array.get(stream=self._stream)
         return host.view(DTYPES[dtype].numpy)
+
+
+def _allocate(cupy: Any, held: list[Any], size: int) -> Any:
+    """Device memory for an executable's pool, held until the executable goes.
+
+    Without this a pool that runs out of memory gives free blocks back to the driver, and captured graphs still use
+    them. A function, not a method: an executable that its own pool refers to would live until the next collection.
+    """
+    pointer = cupy.cuda.MemoryPointer(cupy.cuda.Memory(size), 0)
+    held.append(pointer)
+    return pointer
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No cyclic garbage collection: what it destroys may wait for the device, which ends a capture with an error."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def storage(array: np.ndarray) -> np.ndarray:

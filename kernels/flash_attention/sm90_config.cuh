@@ -39,9 +39,10 @@ constexpr int VALUE_STEPS = BLOCK_N / K_STEP;  // k-steps of P V
 constexpr int PRODUCER_REGISTERS = CONSUMERS == 2 ? 24 : 32;
 constexpr int CONSUMER_REGISTERS = CONSUMERS == 2 ? 240 : 160;
 
-// Named barriers: one per consumer warpgroup, and one per turn of the ping-pong order.
+// Named barriers: one per consumer warpgroup, one per turn of the ping-pong order, one for all consumers.
 constexpr int WARPGROUP_BARRIER = 1;
 constexpr int TURN_BARRIER = WARPGROUP_BARRIER + CONSUMERS;
+constexpr int CONSUMER_BARRIER = TURN_BARRIER + CONSUMERS;
 
 static_assert(CONSUMERS == 2 || CONSUMERS == 3, "two or three consumer warpgroups");
 static_assert(TILE_D % CHUNK_COLUMNS == 0 && TILE_D >= HEAD_DIM && TILE_D <= 256, "TILE_D is HEAD_DIM rounded up to 64");

@@ -84,19 +84,20 @@ struct consumer {
     }
 
     // V rows past the sequence's keys may hold anything, NaN included, and 0 * NaN would reach the output: clear them.
-    // Every warpgroup clears them for itself, so that none waits for another. Rows past Sk are zeros already.
+    // The consumers share the work; none multiplies by V before all have finished. Rows past Sk are zeros already.
     __device__ __forceinline__ void clear_hidden_values(int valid_rows) {
         mbarrier_wait(shared.v_full(v_ring.stage), v_ring.round_parity);
         constexpr int WORDS_PER_ROW = SWIZZLE128_ROW_BYTES / 16;
-        const int first_word = valid_rows * WORDS_PER_ROW + threadIdx.x % WARPGROUP_THREADS;
+        constexpr int CONSUMER_THREADS = CONSUMERS * WARPGROUP_THREADS;
+        const int first_word = valid_rows * WORDS_PER_ROW + (threadIdx.x - WARPGROUP_THREADS);
         for (int chunk = 0; chunk < CHUNKS; ++chunk) {
             const uint32_t base = shared.v_tile(v_ring.stage) + chunk * KV_CHUNK_BYTES;
-            for (int word = first_word; word < BLOCK_N * WORDS_PER_ROW; word += WARPGROUP_THREADS) {
+            for (int word = first_word; word < BLOCK_N * WORDS_PER_ROW; word += CONSUMER_THREADS) {
                 asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(base + word * 16), "r"(0) : "memory");
             }
         }
         fence_proxy_async_shared();
-        named_barrier_sync(WARPGROUP_BARRIER + warpgroup, WARPGROUP_THREADS);
+        named_barrier_sync(CONSUMER_BARRIER, CONSUMER_THREADS);
     }
 
     // Waits for the next K tile, if there is one. In next_block this stands between the softmax and the wait for P V

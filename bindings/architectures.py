@@ -16,7 +16,8 @@ from trtforge.bindings.errors import UsageError
 class Architecture:
     """A compilation target, and where it is a device, that device's size.
 
-    ``smem_per_sm`` and ``smem_per_block`` in bytes; ``sms`` is the number of multiprocessors of the usual part.
+    ``smem_per_sm`` and ``smem_per_block`` in bytes; ``sms`` is the number of multiprocessors of the usual part;
+    ``gpu`` is the device's name, "" for a target that is no device at hand.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Architecture:
     register_unit: int = 256
     smem_unit: int = 1024
     smem_reserved: int = 1024
+    gpu: str = ""
 
     @property
     def arch(self) -> str:
@@ -78,15 +80,15 @@ def architecture(name: str) -> Architecture:
     raise UsageError(f"unknown architecture {name!r}; accepted: {', '.join(_TABLE)}")
 
 
-def of_device(cc: int, sms: int, smem_per_block: int) -> Architecture:
-    """The row of a device with that compute capability (90 for 9.0) and size."""
+def of_device(cc: int, sms: int, smem_per_block: int, gpu: str = "") -> Architecture:
+    """The row of a device with that compute capability (90 for 9.0), size and name."""
     rows = [a for a in _TABLE.values() if a.cc == cc]
     if rows:
-        return replace(rows[0], sms=sms, smem_per_block=smem_per_block)
+        return replace(rows[0], sms=sms, smem_per_block=smem_per_block, gpu=gpu)
     older = [a for a in _TABLE.values() if a.cc < cc]
     if not older:
         raise UsageError(f"compute capability {cc // 10}.{cc % 10} is older than 8.0, the oldest that is served")
-    return replace(older[-1], name=f"sm_{cc}", cc=cc, sms=sms, smem_per_block=smem_per_block)
+    return replace(older[-1], name=f"sm_{cc}", cc=cc, sms=sms, smem_per_block=smem_per_block, gpu=gpu)
 
 
 def serves(declared: str | tuple[str, ...], target: Architecture) -> bool:

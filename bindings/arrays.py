@@ -159,7 +159,7 @@ def empty(shape: tuple[int, ...], dtype_name: str) -> Array:
     return Array(cupy.empty(shape, dtype(dtype_name).storage), dtype_name)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Framework:
     """The calls that an eager launch makes on a framework's device arrays, each as cheap as the framework has it.
 
@@ -183,6 +183,7 @@ def _torch_framework() -> Framework:
     torch = require("torch", "PyTorch arrays")
     kinds = _torch_dtypes()
     raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+    place = cache(lambda ordinal: torch.device("cuda", ordinal))
 
     def current(ordinal: int) -> int:
         return raw_stream(ordinal) if raw_stream else torch.cuda.current_stream(ordinal).cuda_stream
@@ -192,7 +193,7 @@ def _torch_framework() -> Framework:
         methodcaller("data_ptr"),
         methodcaller("is_contiguous"),
         methodcaller("get_device"),
-        lambda shape, name, ordinal: torch.empty(shape, dtype=kinds[name], device=f"cuda:{ordinal}"),
+        lambda shape, name, ordinal: torch.empty(shape, dtype=kinds[name], device=place(ordinal)),
         current,
         set(),
     )

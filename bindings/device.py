@@ -96,12 +96,12 @@ def device(ordinal: int) -> Device:
         return int(checked(cu.cuDeviceGetAttribute(getattr(attributes, f"CU_DEVICE_ATTRIBUTE_{name}"), handle)))
 
     cc = attribute("COMPUTE_CAPABILITY_MAJOR") * 10 + attribute("COMPUTE_CAPABILITY_MINOR")
-    raw = checked(cu.cuDeviceGetName(128, handle))
+    name = checked(cu.cuDeviceGetName(128, handle)).split(b"\0")[0].decode()
     return Device(
         ordinal,
-        raw.split(b"\0")[0].decode(),
+        name,
         cc,
-        of_device(cc, attribute("MULTIPROCESSOR_COUNT"), attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")),
+        of_device(cc, attribute("MULTIPROCESSOR_COUNT"), attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN"), name),
         int(checked(cu.cuDeviceTotalMem(handle))),
         attribute("L2_CACHE_SIZE"),
     )

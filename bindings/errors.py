@@ -49,3 +49,11 @@ class PlanError(ForgeError, ValueError):
 
 class UsageError(ForgeError, ValueError):
     """The command line or a public function was given an argument that it does not accept."""
+
+
+class FileError(ForgeError, OSError):
+    """A file cannot be written (disk full, no permission), or cannot be read as what it should be."""
+
+
+class ProfileError(ForgeError, RuntimeError):
+    """A profiling tool was refused the counters, failed, hung, or left a report without the launches."""

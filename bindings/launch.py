@@ -8,6 +8,7 @@ CUDA graph.
 from __future__ import annotations
 
 import ctypes
+import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from trtforge.bindings.per_launch import LaunchConfig
 _GRID_LIMIT = (2**31 - 1, 65535, 65535)
 _DEFAULT_SHARED = 48 * 1024
 _TENSOR_MAPS_KEPT = 64
+_PORTABLE_CLUSTER = 8  # blocks of a cluster that every GPU with clusters has
 
 _loaded: dict[tuple[int, str], Any] = {}
 _loading = threading.Lock()
@@ -154,6 +156,10 @@ class Launcher:
             attribute = cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             handle = checked(cu.cuDeviceGet(current_ordinal()))
             checked(cu.cuKernelSetAttribute(attribute, shared, self.kernel, handle))
+        if cluster is not None and cluster[0] * cluster[1] * cluster[2] > _PORTABLE_CLUSTER:
+            attribute = cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+            handle = checked(cu.cuDeviceGet(current_ordinal()))
+            checked(cu.cuKernelSetAttribute(attribute, 1, self.kernel, handle))
 
         for value in scalars:
             if not -(2**31) <= value < 2**31:
@@ -162,7 +168,8 @@ class Launcher:
         if binary.metadata.get("global_scratch_size", 0) or binary.metadata.get("profile_scratch_size", 0):
             raise DeclarationError(f"{binary.entry}: needs Triton scratch memory, which the kit does not provide")
 
-        self._pointers = (ctypes.c_uint64 * (inputs + outputs))()
+        self._pointers = (ctypes.c_uint64 * max(1, inputs + outputs))()
+        self._write = struct.Struct(f"{inputs + outputs}Q").pack_into
         self._scalars = (ctypes.c_int32 * max(1, len(scalars)))(*scalars)
         self._map_bytes = (ctypes.c_char * (128 * max(1, len(self._maps)) + 64))()
         self._scratch = ctypes.c_uint64(0)
@@ -178,6 +185,7 @@ class Launcher:
         self._count = inputs + outputs
 
         self._config = LaunchConfig.of(grid, block, shared, cluster)
+        self._stream = 0
         self._config_at = ctypes.addressof(self._config)
         self._function = int(self.kernel)
         self._launch = per_launch.launcher()
@@ -187,7 +195,7 @@ class Launcher:
         if len(pointers) != self._count:
             raise ContractError(f"{self.binary.entry}: {len(pointers)} pointers were given, {self._count} are needed")
         with self._lock:
-            self._pointers[:] = list(pointers)
+            self._write(self._pointers, 0, *pointers)
             if self._maps:
                 key = tuple(pointers)
                 encoded = self._encoded.get(key)
@@ -197,7 +205,8 @@ class Launcher:
                     if len(self._encoded) > _TENSOR_MAPS_KEPT:
                         self._encoded.popitem(last=False)
                 ctypes.memmove(self._maps_at, encoded, len(encoded))
-            self._config.stream = stream
+            if stream != self._stream:
+                self._config.stream = self._stream = stream
             status = self._launch(self._config_at, self._function, self._arguments_at, None)
         if status:
             checked((driver().CUresult(status),))

@@ -8,7 +8,7 @@ arrays of the caller's framework; NumPy arrays run on the GPU when there is one 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ _OPTIONS = ("kernel", "tactic", "out", "stream", "device")
 _PLANS_KEPT = 1024
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Ready:
     """A call that was resolved before: its plan, and what its outputs are, in the framework's own terms."""
 
@@ -34,11 +34,17 @@ class Ready:
     outputs: tuple[tuple[tuple[int, ...], str], ...]
     #: What ``out=`` arrays of the same framework must be equal to: shape and the framework's own dtype.
     given: tuple[tuple[Any, Any], ...]
+    launch: Callable[..., None]
+    #: Bytes that output pointers are multiples of.
+    align: int
+    #: For an op that updates inputs in place: by output, the position of that input, or None.
+    updated: tuple[int | None, ...] = ()
 
 
 def call(op: Op, inputs: Sequence[Any], options: dict[str, Any]) -> Any:
     """Run ``op``; returns one array, or a tuple in declared order. Raises ContractError, DeviceError, CompileError."""
-    if options or len(inputs) != len(op._input_names):
+    names = op._input_names
+    if len(inputs) != len(names) or (options and not options.keys().isdisjoint(names)):
         inputs = _in_order(op, inputs, options)
     found = _repeated(op, inputs, options)
     return found if found is not None else _resolved(op, inputs, options)
@@ -69,50 +75,62 @@ def _repeated(op: Op, inputs: Sequence[Any], options: Mapping[str, Any]) -> Any:
         return None
     if ready is None:
         return None
-    ordinal = key[0]
-    given = options.get("out") if options else None
-    if given is None:
+    ordinal, given, stream = key[0], None, None
+    if options:
+        given, stream = options.get("out"), options.get("stream")
+    if ready.updated:
+        if given is not None:
+            return None
+        outputs = [
+            framework.empty(shape, name, ordinal) if at is None else inputs[at]
+            for (shape, name), at in zip(ready.outputs, ready.updated)
+        ]
+        pointers += [arrays.framework_of(type(output)).pointer(output) for output in outputs]  # type: ignore[union-attr]
+    elif given is None:
         outputs = [framework.empty(shape, name, ordinal) for shape, name in ready.outputs]
+        pointers += [arrays.framework_of(type(output)).pointer(output) for output in outputs]  # type: ignore[union-attr]
     else:
         outputs = list(given) if isinstance(given, (tuple, list)) else [given]
-        if not _usable(framework, ready, ordinal, outputs):
+        found = _pointers_of(framework, ready, ordinal, outputs)
+        if found is None:
             outputs = _outputs(op, ready.plan, framework.name, f"cuda:{ordinal}", given)
-    for output in outputs:
-        pointers.append(arrays.framework_of(type(output)).pointer(output))  # type: ignore[union-attr]
-    stream = options.get("stream") if options else None
+            found = [arrays.view(output).pointer for output in outputs]
+        pointers += found
     if not device.is_current(ordinal):
         device.make_current(ordinal)
-    ready.plan.launch(pointers, framework.current(ordinal) if stream is None else int(stream))
+    ready.launch(pointers, framework.current(ordinal) if stream is None else int(stream))
     return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
-def _usable(framework: Framework, ready: Ready, ordinal: int, outputs: Sequence[Any]) -> bool:
-    """Whether ``out=`` arrays are seen at once to fit; if not, :func:`_outputs` looks closer, or says what is wrong."""
+def _pointers_of(framework: Framework, ready: Ready, ordinal: int, outputs: Sequence[Any]) -> list[int] | None:
+    """Where ``out=`` arrays lie that are seen at once to fit; None where :func:`_outputs` must look closer."""
     if len(outputs) != len(ready.given):
-        return False
-    align = ready.plan.kernel.align
+        return None
+    kinds, ordinal_of, contiguous = framework.kinds, framework.ordinal, framework.contiguous
+    pointers = []
     for array, (shape, kind) in zip(outputs, ready.given):
-        if (
-            type(array) not in framework.kinds
-            or array.shape != shape
-            or array.dtype != kind
-            or framework.ordinal(array) != ordinal
-            or not framework.contiguous(array)
-            or framework.pointer(array) % align
-        ):
-            return False
-    return True
+        if type(array) not in kinds or array.dtype != kind or array.shape != shape:
+            return None
+        pointer = framework.pointer(array)
+        if pointer % ready.align or ordinal_of(array) != ordinal or not contiguous(array):
+            return None
+        pointers.append(pointer)
+    return pointers
 
 
 def _signature(
     op: Op, framework: Framework, inputs: Sequence[Any], options: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...] | None, list[int]]:
     """What determines a call's plan, and its input pointers; (None, []) for what only the long way understands."""
-    ordinal_of, contiguous, pointer_of = framework.ordinal, framework.contiguous, framework.pointer
-    kinds = framework.kinds
+    ordinal_of, contiguous, pointer_of, kinds = (
+        framework.ordinal,
+        framework.contiguous,
+        framework.pointer,
+        framework.kinds,
+    )
     ordinal = ordinal_of(inputs[0])
     chosen: tuple[Any, ...] = ()
-    if options:
+    if options and (len(options) > 1 or "out" not in options):
         chosen = tuple([(k, v) for k, v in options.items() if k != "out" and k != "stream"])
     pointers: list[int] = []
     parts: list[Any] = [ordinal, framework.name, chosen]
@@ -149,7 +167,7 @@ def _resolved(op: Op, inputs: Sequence[Any], options: Mapping[str, Any]) -> Any:
     if len(placed) != 1 or choice.get("device") == "cpu":
         where = ", ".join(f"{n} on {v.device}" for n, v in views.items())
         raise ContractError(f"{op.name}: all inputs must be on one device, got {where}; copy them first")
-    result, found = _on_device(op, views, attributes, choice)
+    result, found = _on_device(op, views, attributes, choice, given)
     framework = arrays.framework_of(type(next(iter(given.values()))))
     if framework is not None:
         key, _ = _signature(op, framework, inputs, options)
@@ -167,7 +185,10 @@ def _remember(op: Op, key: tuple[Any, ...], found: Plan, results: tuple[Any, ...
         op._ready.clear()
     binding = found.binding
     shapes = [(tuple(int(n) for n in shape), binding.dtypes[name]) for name, shape in binding.outputs.items()]
-    op._ready[key] = Ready(found, tuple(shapes), tuple([(r.shape, r.dtype) for r in results]))
+    given = tuple([(r.shape, r.dtype) for r in results])
+    names, updated = op._input_names, tuple(op.outputs[name].alias for name in binding.outputs)
+    places = tuple([names.index(one) if one else None for one in updated]) if op.aliases else ()
+    op._ready[key] = Ready(found, tuple(shapes), given, found.launch, found.kernel.align, places)
 
 
 def _sort_arguments(
@@ -195,20 +216,33 @@ def _from_host(op: Op, given: Mapping[str, Any], attributes: Mapping[str, Any], 
     if choice.get("out") is not None:
         raise ContractError(f"{op.name}: out= takes device arrays; NumPy inputs return new arrays")
     host = {name: np.asarray(value) for name, value in given.items()}
+    for name in op.aliases.values():
+        if name in given and not (isinstance(given[name], np.ndarray) and host[name].flags.writeable):
+            raise ContractError(f"{op.name}: input {name!r} is updated in place; give a writable NumPy array")
     if wanted == "cpu":
         if choice.get("kernel"):
             raise ContractError(f"{op.name}: kernel={choice['kernel']!r} needs device='cuda'")
         results = list(op.run_reference(host, attributes).values())
     else:
         device.require_gpu(f"{op.name} on NumPy arrays with device='cuda'")
-        copied = {name: arrays.view(arrays.to_device(value)) for name, value in host.items()}
-        raw, _ = _on_device(op, copied, attributes, choice)
+        placed = {name: arrays.to_device(value) for name, value in host.items()}
+        copied = {name: arrays.view(value) for name, value in placed.items()}
+        raw, _ = _on_device(op, copied, attributes, choice, placed)
         results = [r.to_numpy() for r in (raw if isinstance(raw, tuple) else (raw,))]
+    for i, name in enumerate(op.outputs):
+        if name in op.aliases:
+            target = host[op.aliases[name]]
+            target[...] = results[i]
+            results[i] = target
     return results[0] if len(results) == 1 else tuple(results)
 
 
 def _on_device(
-    op: Op, views: Mapping[str, View], attributes: Mapping[str, Any], choice: Mapping[str, Any]
+    op: Op,
+    views: Mapping[str, View],
+    attributes: Mapping[str, Any],
+    choice: Mapping[str, Any],
+    given: Mapping[str, Any],
 ) -> tuple[Any, Plan]:
     first = next(iter(views.values()))
     ordinal = int(first.device.partition(":")[2] or 0)
@@ -216,15 +250,25 @@ def _on_device(
         device.make_current(ordinal)
     found = plan_for(op, views, attributes, choice.get("kernel"), choice.get("tactic"))
     framework = arrays.framework_named(first.framework)
+    if op.aliases and first.framework == "jax":
+        raise ContractError(f"{op.name} updates {', '.join(op.aliases.values())} in place; JAX arrays are immutable")
     if choice.get("out") is None:
         binding = found.binding
         outputs = [
-            framework.empty(tuple(int(n) for n in shape), binding.dtypes[name], ordinal)
+            given[binding.aliases[name]]
+            if name in binding.aliases
+            else framework.empty(tuple(int(n) for n in shape), binding.dtypes[name], ordinal)
             for name, shape in binding.outputs.items()
         ]
     else:
         outputs = _outputs(op, found, first.framework, first.device, choice["out"])
     pointers = [v.pointer for v in views.values()] + [arrays.view(o).pointer for o in outputs]
+    for name, pointer in zip(found.binding.outputs, pointers[len(views) :]):
+        source = found.binding.aliases.get(name)
+        if source is not None and pointer != views[source].pointer:
+            raise ContractError(
+                f"{op.name}: output {name!r} is {source!r} updated in place; leave out= away, or give {source!r} itself"
+            )
     stream = choice.get("stream")
     found.launch(pointers, framework.current(ordinal) if stream is None else int(stream))
     results = [arrays.finish(o, first.framework) for o in outputs]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trtforge.bindings import ranges
 from trtforge.bindings.binary import Binary
 from trtforge.bindings.device import current_device
 from trtforge.bindings.dtypes import dtype
@@ -28,11 +29,11 @@ class Plan:
     tactic: int
     binding: Binding
     binary: Binary
-    launch: Launcher
+    launch: Callable[..., None]
 
     @property
     def label(self) -> str:
-        return f"{self.kernel} [{self.kernel.tactic_label(self.tactic)}]"
+        return _label(self.kernel, self.tactic)
 
 
 def geometry(kernel: Kernel, binding: Binding, launch: Launch, binary: Binary) -> dict[str, Any]:
@@ -100,7 +101,16 @@ def make(kernel: Kernel, tactic: int, binding: Binding) -> Plan:
         tensor_maps=tensor_map_specs(binding, launch),
         **geometry(kernel, binding, launch, binary),
     )
-    return Plan(kernel, tactic, binding, binary, launcher)
+    launched = ranges.around(launcher, _label(kernel, tactic), lambda: {**_sizes(binding), "tactic": tactic})
+    return Plan(kernel, tactic, binding, binary, launched)
+
+
+def _label(kernel: Kernel, tactic: int) -> str:
+    return f"{kernel} [{kernel.tactic_label(tactic)}]"
+
+
+def _sizes(binding: Binding) -> dict[str, int]:
+    return {f"{name}[{axis}]": int(size) for name, s in binding.inputs.items() for axis, size in enumerate(s)}
 
 
 def plan(

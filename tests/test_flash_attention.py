@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -12,17 +13,24 @@ import pytest
 
 from trtforge.bindings.architectures import architecture
 from trtforge.bindings.disassemble import sass
-from trtforge.bindings.errors import ContractError
+from trtforge.bindings.errors import ContractError, ForgeError
 from trtforge.graph_api import Network
 from trtforge.graph_api import functional as F
 from trtforge.graph_api.fusion import fuse
 from trtforge.harness import pool
 from trtforge.harness.check import plan_interpreter
 from trtforge.harness.compare import compare, tolerance_of
+from trtforge.harness.emulate import emulator, toolchain
 from trtforge.harness.inspection import Inspection, inspect_kernel
-from trtforge.kernels import Case, registry
+from trtforge.kernels import Case, Op, registry
 from trtforge.kernels.compile import compile_kernel
-from trtforge.kernels.flash_attention.op import SM90_TACTICS, flash_attention, visible_keys
+from trtforge.kernels.flash_attention.op import (
+    attention_and_log_sum_exp,
+    flash_attention,
+    flash_attention_lse,
+    visible_keys,
+)
+from trtforge.kernels.flash_attention.prefill import SM90_TACTICS
 
 
 def by_definition(
@@ -88,6 +96,23 @@ def test_reference_ignores_what_lies_past_the_length() -> None:
     assert not clean[1].any()
 
 
+def test_log_sum_exp_merges_attention_over_parts_of_the_keys() -> None:
+    rng = np.random.default_rng(4)
+    q, k, v = (rng.standard_normal((2, 2, 9, 4)).astype(np.float16) for _ in range(3))
+    lengths = np.array([9, 3], np.int32)
+    options: dict[str, Any] = {"causal": False, "window": -1, "soft_cap": 2.0, "scale": 0.7}
+
+    def part(keys: slice, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        o, lse = attention_and_log_sum_exp(q, k[:, :, keys], v[:, :, keys], valid, **options)
+        return o, lse[..., None]
+
+    whole, total = part(slice(0, 9), lengths)
+    (o1, lse1), (o2, lse2) = part(slice(0, 4), np.minimum(lengths, 4)), part(slice(4, 9), np.maximum(lengths - 4, 0))
+    assert np.isneginf(lse2[1]).all() and not o2[1].any()
+    np.testing.assert_allclose(np.logaddexp(lse1, lse2), total, rtol=1e-5)
+    np.testing.assert_allclose(o1 * np.exp(lse1 - total) + o2 * np.exp(lse2 - total), whole, rtol=1e-4, atol=1e-5)
+
+
 def test_a_long_reference_is_computed_in_pieces_without_a_seam() -> None:
     rng = np.random.default_rng(2)
     q, k, v = (rng.standard_normal((1, 1, 1030, 2)).astype(np.float32) for _ in range(3))
@@ -147,7 +172,9 @@ def test_refusal_of_dtypes() -> None:
         ({"D": 40}, "sm_90a", "sm90"),
         ({"D": 256}, "sm_90a", "sm90"),
         ({"D": 37}, "sm_90a", "mma"),
-        ({"Sq": 1}, "sm_90a", "mma"),
+        ({"Sq": 1}, "sm_90a", "decode"),
+        ({"Sq": 1, "D": 36}, "sm_90a", "mma"),
+        ({"Sq": 4, "D": 128}, "sm_80", "decode"),
         ({"D": 128}, "sm_80", "mma"),
         ({"D": 256}, "sm_120a", "mma"),
         ({"D": 1, "Sq": 1, "Sk": 1}, "sm_89", "mma"),
@@ -197,22 +224,84 @@ def test_sm90_machine_code(index: int) -> None:
     """Tensor cores by wgmma, tiles by the copy engine, and nothing in local memory."""
     code = _code("sm90", index, "sm_90a", SM90_TACTICS[index]["TILE_D"])
     mix = code.instructions
-    assert mix["HGMMA"] and mix["UTMALDG"] and mix["UTMASTG"] and mix["STSM"]
+    persistent = SM90_TACTICS[index]["PERSISTENT"]
+    assert mix["HGMMA"] and mix["UTMALDG"]
+    assert mix["STG"] if persistent else mix["UTMASTG"] and mix["STSM"]
     assert not code.spills and not code.stack and not mix.get("LDL") and not mix.get("STL")
     assert not code.warnings, code.warnings
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_sm90_exponentials_run_beside_the_second_product(causal: bool) -> None:
-    """In the loop, every exponential of a block lies between the wait for S and the wait for P V."""
+@pytest.mark.parametrize("persistent", [0, 1])
+def test_sm90_exponentials_run_beside_the_second_product(persistent: int, causal: bool) -> None:
+    """Every exponential of a block lies between the wait for S and the wait for P V, at a change of tiles too."""
     kernel, target = flash_attention.kernel_named("sm90"), architecture("sm_90a")
-    index = next(i for i, t in enumerate(SM90_TACTICS) if t["TILE_D"] == 128)
+    index = next(i for i, t in enumerate(SM90_TACTICS) if t["TILE_D"] == 128 and t["PERSISTENT"] == persistent)
     text = sass(compile_kernel(kernel, _bind({"D": 128}, causal=causal), index, target))
     waits = re.findall(r"DEPBAR\.LE gsb0, 0x1(.*?)DEPBAR\.LE gsb0, 0x0(.*?)WARPGROUP\.ARRIVE", text, flags=re.DOTALL)
-    assert waits
+    assert len(waits) == 1 + causal + persistent  # blocks with and without a mask; the first block of a further tile
     per_thread = SM90_TACTICS[index]["BLOCK_N"] // 2
     for beside, after in waits:
-        assert beside.count("MUFU.EX2") >= per_thread and "MUFU" not in after and "HGMMA" not in beside
+        assert beside.count("MUFU.EX2") >= per_thread and "MUFU.EX2" not in after and "HGMMA" not in beside
+
+
+def _causal_order(query_blocks: int, heads: int, section: int) -> list[int]:
+    """Key blocks of each tile in the persistent order of tile_order.cuh."""
+    order: list[int] = []
+    for first in range(0, heads, section):
+        ascending = ((heads - 1) // section - first // section) % 2 == 1
+        for nth in range(query_blocks):
+            order += [nth + 1 if ascending else query_blocks - nth] * min(section, heads - first)
+    return order
+
+
+@pytest.mark.parametrize(("length", "batch"), [(2048, 1), (2048, 8), (4096, 4), (8192, 2), (16384, 1)])
+def test_sm90_persistent_blocks_get_equal_shares(length: int, batch: int) -> None:
+    """Causal tiles dealt out in turn: nobody gets more than 6.5 % above the mean of the key blocks."""
+    kernel, target = flash_attention.kernel_named("sm90"), architecture("sm_90a")
+    index = next(i for i, t in enumerate(SM90_TACTICS) if t["TILE_D"] == 128 and t["PERSISTENT"])
+    binding = _bind({"B": batch, "Hq": 16, "Hkv": 16, "Sq": length, "Sk": length, "D": 128}, causal=True)
+    launch = kernel.launch(binding, index, target)
+    section, query_blocks, tiles, step = (int(x) for x in launch.scalars[5:])
+    order = _causal_order(query_blocks, tiles // query_blocks, section)
+    assert len(order) == tiles and step == launch.grid == target.sms
+    shares = [sum(order[block::step]) for block in range(step)]
+    assert max(shares) <= 1.065 * sum(order) / step
+
+
+PERSISTENT_CASES = (
+    ({"B": 2, "Hq": 2, "Hkv": 1, "Sq": 300, "Sk": 400, "D": 128}, {"causal": True}, (), 2),
+    ({"B": 1, "Hq": 2, "Hkv": 2, "Sq": 700, "Sk": 200, "D": 64}, {"causal": True}, (), 2),
+    ({"B": 4, "Hq": 2, "Hkv": 1, "Sq": 70, "Sk": 300, "D": 104}, {"window": 60}, ("k_lengths",), 3),
+)
+
+
+@pytest.mark.parametrize("op", [flash_attention, flash_attention_lse], ids=lambda op: op.name)
+@pytest.mark.parametrize(("dims", "attributes", "optional", "sms"), PERSISTENT_CASES)
+def test_sm90_persistent_blocks_walk_over_many_tiles(
+    op: Op, dims: dict[str, int], attributes: dict[str, Any], optional: tuple[str, ...], sms: int
+) -> None:
+    """On a CPU, with so few multiprocessors that every block has several tiles, some of which see no key."""
+    try:
+        toolchain.runtime_object()
+    except ForgeError as error:
+        pytest.skip(str(error))
+    kernel, target = op.kernel_named("sm90"), replace(architecture("sm_90a"), sms=sms)
+    case = Case(dims, attributes, optional=optional)
+    dtypes = op.dtype_combinations(case)[-1]
+    binding = op.bind_case(case, dtypes)
+    index = next(
+        i for i, t in enumerate(SM90_TACTICS) if t["PERSISTENT"] and kernel.refusal(binding, i, target) is None
+    )
+    assert int(kernel.launch(binding, index, target).scalars[7]) >= 2 * sms
+    inputs = op.sample_inputs(case, dtypes, 3)
+    for b, n in enumerate(inputs.get("k_lengths", ())):
+        for name in ("k", "v"):
+            inputs[name][b, :, n:] = np.array(np.nan, inputs[name].dtype)
+    found = emulator.run(kernel, binding, index, inputs, target)
+    for name, expected in op.run_reference(inputs, case.attributes).items():
+        result = compare(found[name], expected, tolerance_of(op, binding.dtypes[name]))
+        assert result.passed, result
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_120a"])

@@ -5,7 +5,8 @@
 //
 //      plain:  row l/4, columns 2*(l%4) and 2*(l%4)+1          .trans:  column l/4, rows 2*(l%4) and 2*(l%4)+1
 //
-// Source: PTX ISA, "Warp-level matrix load instruction: ldmatrix", "Warp-level matrix store instruction: stmatrix".
+// Source: PTX ISA, "Warp-level matrix load instruction: ldmatrix", "Warp-level matrix store instruction: stmatrix",
+// "Warp-level matrix transpose instruction: movmatrix".
 #pragma once
 #include "common/shared_address.cuh"
 
@@ -30,6 +31,13 @@ __device__ __forceinline__ void ldmatrix_x2(uint32_t (&r)[2], uint32_t row_addre
 __device__ __forceinline__ void ldmatrix_x2_trans(uint32_t (&r)[2], uint32_t row_address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
                  : "=r"(r[0]), "=r"(r[1]) : "r"(row_address) : "memory");
+}
+
+// Transposes one 8x8 matrix that lies in the plain layout across the warp's registers (movmatrix, sm_75+).
+__device__ __forceinline__ uint32_t movmatrix_trans(uint32_t matrix) {
+    uint32_t transposed;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(matrix));
+    return transposed;
 }
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

@@ -94,6 +94,13 @@ struct ring_position {
             round_parity ^= 1;
         }
     }
+
+    // By many stages at once.
+    __device__ __forceinline__ void advance(int stages) {
+        const int sum = stage + stages;
+        stage = sum % DEPTH;
+        round_parity ^= sum / DEPTH & 1;
+    }
 };
 
 }  // namespace forge

@@ -40,6 +40,16 @@ __device__ __forceinline__ unsigned finite_magnitude(float x) {
     return magnitude < kInfinityBits ? magnitude : 0u;
 }
 
+// As finite_magnitude, in one shift and addition: the sign is shifted out, and what is added makes infinities and NaN
+// wrap around to less than the order of zero. A group's largest order names its largest finite magnitude.
+constexpr unsigned kOrderOfZero = 0x01000000u;
+__device__ __forceinline__ unsigned finite_order(float x) { return (__float_as_uint(x) << 1) + kOrderOfZero; }
+
+// The magnitude of a largest order; 0 where there was no finite number.
+__device__ __forceinline__ float magnitude_of_order(unsigned order) {
+    return order < kOrderOfZero ? 0.0f : __uint_as_float((order - kOrderOfZero) >> 1);
+}
+
 // The scale of a group whose largest finite magnitude has these bits: never zero, subnormal, infinite or NaN. The
 // division by the constant is a product and one residual correction, away from underflow; equal to the rounded
 // quotient for every float32 (all 2^31 were tried for each format).
@@ -156,6 +166,12 @@ __device__ __forceinline__ unsigned encode(float value) { return encode2<Code>(v
 template <>
 __device__ __forceinline__ unsigned encode<signed char>(float value) {
     return round_to_integer<-128, 127>(value) & 0xffu;
+}
+
+// Four codes in 32 bits, the first one lowest.
+template <class Code>
+__device__ __forceinline__ unsigned encode4(float a, float b, float c, float d) {
+    return encode2<Code>(a, b) | encode2<Code>(c, d) << 16;
 }
 
 // Two 4-bit codes in the low 8 bits, the first one in the low nibble.

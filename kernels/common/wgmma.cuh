@@ -44,9 +44,11 @@ __device__ __forceinline__ uint64_t swizzle128_mn_major(uint32_t address, uint32
            (descriptor_field(SWIZZLE128_ATOM_BYTES) << 32) | DESCRIPTOR_SWIZZLE128;
 }
 
-// Moves the start address; shared addresses stay below 2^18, so the field does not overflow.
+// Moves the start address; shared addresses stay below 2^18, so the field does not overflow into the next, and the upper
+// word, spelled out as unchanged, needs no second addition and no second register.
 __device__ __forceinline__ uint64_t descriptor_advance(uint64_t descriptor, uint32_t bytes) {
-    return descriptor + (bytes >> 4);
+    constexpr uint64_t UPPER_WORD = 0xffffffff00000000ull;
+    return (descriptor & UPPER_WORD) | (static_cast<uint32_t>(descriptor) + (bytes >> 4));
 }
 
 // ---- ordering ------------------------------------------------------------------------------------------------------
@@ -76,6 +78,14 @@ __device__ __forceinline__ void wgmma_hold(float (&registers)[COUNT]) {
 }
 
 template <int COUNT>
+__device__ __forceinline__ void wgmma_hold(int32_t (&registers)[COUNT]) {
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+        asm volatile("" : "+r"(registers[i])::"memory");
+    }
+}
+
+template <int COUNT>
 __device__ __forceinline__ void wgmma_hold(uint32_t (&registers)[COUNT]) {
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) {
@@ -89,8 +99,8 @@ template <class T, int N>
 struct wgmma_m64k16;  // one specialization per element type and N, generated at the end of this file
 
 // A and B from shared memory. TRANS_*: 0 = K-major, 1 = MN-major. scale_d = 0 overwrites d, otherwise adds to it.
-template <class T, int N, int TRANS_A = 0, int TRANS_B = 0>
-__device__ __forceinline__ void wgmma_ss(float (&d)[N / 2], uint64_t a, uint64_t b, int scale_d) {
+template <class T, int N, int TRANS_A = 0, int TRANS_B = 0, class Accumulator>
+__device__ __forceinline__ void wgmma_ss(Accumulator (&d)[N / 2], uint64_t a, uint64_t b, int scale_d) {
     wgmma_m64k16<T, N>::template ss<TRANS_A, TRANS_B>(d, a, b, scale_d);
 }
 

@@ -147,7 +147,11 @@ flash_attention_mma(const q_t* __restrict__ q, const q_t* __restrict__ k, const 
 #if HAS_K_LENGTHS
                     const int32_t* __restrict__ k_lengths,
 #endif
-                    int q_heads, int kv_heads, int queries, int keys_in_memory, q_t* __restrict__ o) {
+                    int q_heads, int kv_heads, int queries, int keys_in_memory, q_t* __restrict__ o
+#if WITH_LSE
+                    , float* __restrict__ lse
+#endif
+) {
     extern __shared__ __align__(16) unsigned char dynamic_shared[];
     const uint32_t q_tile = shared_address(dynamic_shared);
     const uint32_t k_tile = q_tile + Q_TILE_BYTES;
@@ -157,8 +161,9 @@ flash_attention_mma(const q_t* __restrict__ q, const q_t* __restrict__ k, const 
     const int rows = queries * group;
     const int row_blocks = (rows + BLOCK_M - 1) / BLOCK_M;
     const long long kv_head_bytes = 2ll * keys_in_memory * HEAD_DIM * ELEMENT_BYTES;
+    const int heads = gridDim.x / row_blocks;
     const tile_coordinates tile =
-        tile_of<IS_CAUSAL>(blockIdx.x, row_blocks, gridDim.x / row_blocks, 1, kv_head_bytes);
+        tile_of<IS_CAUSAL, false>(blockIdx.x, row_blocks, heads, heads_of_section(heads, 1, kv_head_bytes));
     const int batch = tile.head / kv_heads;
     const int first_row = tile.query_block * BLOCK_M;
     const int last_row = min(first_row + BLOCK_M, rows) - 1;
@@ -232,10 +237,19 @@ flash_attention_mma(const q_t* __restrict__ q, const q_t* __restrict__ k, const 
         float inverse[2];
         softmax[m].reciprocals(inverse);
         scale_rows(o_tile[m], inverse);
+#if WITH_LSE
+        float sums[2];
+        softmax[m].log_sum_exp(sums);
+#endif
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int row = lane_row + m * MMA_ROWS + 8 * half;
             if (row < rows) {
+#if WITH_LSE
+                if (lane % 4 == 0) {
+                    lse[q_offset(row) / HEAD_DIM] = sums[half];
+                }
+#endif
                 q_t* destination = o + q_offset(row);
 #pragma unroll
                 for (int column = 0; column < PADDED_D; column += MMA_COLUMNS) {

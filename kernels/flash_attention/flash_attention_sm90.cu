@@ -1,19 +1,21 @@
 // Flash attention for sm_90a: TMA, wgmma, warp-specialized (Shah et al. 2024, arXiv:2407.08608, describes the schedule).
 //
-//   CTA = one tile of BLOCK_M = 64 * CONSUMERS queries of one head
+//   tile = BLOCK_M = 64 * CONSUMERS queries of one head. PERSISTENT: one CTA per multiprocessor walks over many tiles,
+//   loads and products of the next tile beside the end of the last (sm90_schedule.cuh); else one CTA per tile.
 //
-//   q, k, v ──TMA──▶ shared ──wgmma──▶ registers ──stmatrix──▶ shared ──TMA──▶ o
+//   q, k, v ──TMA──▶ shared ──wgmma──▶ registers ──▶ o
 //
 //   producer warpgroup (one thread)       consumer warpgroup 0..CONSUMERS-1 (64 queries each)
 //   ───────────────────────────────       ───────────────────────────────────────────────────
-//   Q ─────────────── q_full ──────────▶  S = Q K(j)^T                    sm90_mainloop.cuh
+//   Q ── q_full[warpgroup] ────────────▶  S = Q K(j)^T                    sm90_mainloop.cuh
+//        ◀── q_empty[warpgroup] ────────
 //   K(j) ── k_full[stage] ─────────────▶  mask, softmax                   visibility.cuh, online_softmax.cuh
 //        ◀── k_empty[stage] ────────────  P = 16-bit(S), in registers
 //   V(j) ── v_full[stage] ─────────────▶  O += P V(j)
-//        ◀── v_empty[stage] ────────────  O / l ──▶ o                     sm90_epilogue.cuh
+//        ◀── v_empty[stage] ────────────  O / l ──▶ o, m + log l ──▶ lse  sm90_epilogue.cuh
 //
 // Heads never mix: tensor maps have three dimensions (column, row, batch * head), so a box that reaches past the last
-// row of its head is filled with zeros (loads) or clipped (stores). The key range is known per CTA, all roles derive it.
+// row of its head is filled with zeros. The key range follows from the tile, all roles derive it.
 #include "common/mbarrier.cuh"
 #include "common/tma.cuh"
 #include "common/warpgroup.cuh"
@@ -21,8 +23,7 @@
 #include "sm90_epilogue.cuh"
 #include "sm90_mainloop.cuh"
 #include "sm90_producer.cuh"
-#include "tile_order.cuh"
-#include "visibility.cuh"
+#include "sm90_schedule.cuh"
 
 using namespace forge;
 
@@ -31,35 +32,36 @@ flash_attention_sm90(const q_t* __restrict__, const q_t* __restrict__, const q_t
 #if HAS_K_LENGTHS
                      const int32_t* __restrict__ k_lengths,
 #endif
-                     int heads, int q_heads, int kv_heads, int queries, int keys_in_memory, q_t* __restrict__,
-                     const __grid_constant__ tensor_map q_map, const __grid_constant__ tensor_map k_map,
-                     const __grid_constant__ tensor_map v_map, const __grid_constant__ tensor_map o_map) {
+                     int heads, int q_heads, int kv_heads, int queries, int keys_in_memory, int section_heads,
+                     int query_blocks, int tiles, int tile_step, q_t* __restrict__ output,
+#if WITH_LSE
+                     float* __restrict__ lse,
+#endif
+                     const __grid_constant__ tensor_map q_map,
+                     const __grid_constant__ tensor_map k_map, const __grid_constant__ tensor_map v_map
+#if !PERSISTENT
+                     , const __grid_constant__ tensor_map o_map
+#endif
+) {
     extern __shared__ unsigned char dynamic_shared[];
     const shared_layout shared(dynamic_shared);
-
-    const int query_blocks = (queries + BLOCK_M - 1) / BLOCK_M;
-    const int heads_per_kv_head = q_heads / kv_heads;
-    const long long kv_head_bytes = 2ll * keys_in_memory * HEAD_DIM * static_cast<int>(sizeof(q_t));
-    const tile_coordinates where =
-        tile_of<IS_CAUSAL>(blockIdx.x, query_blocks, heads, heads_per_kv_head, kv_head_bytes);
-    const int batch = where.head / q_heads;
-    const attention_tile tile{where.head, batch * kv_heads + where.head % q_heads / heads_per_kv_head,
-                              where.query_block * BLOCK_M};
-#if HAS_K_LENGTHS
-    const int keys = min(max(k_lengths[batch], 0), keys_in_memory);
-#else
-    const int keys = keys_in_memory;
+#if !HAS_K_LENGTHS
+    constexpr const int32_t* k_lengths = nullptr;
 #endif
-    const visibility visible(keys, queries);
-    const int last_query = min(tile.first_query + BLOCK_M, queries) - 1;
-    const key_blocks blocks = key_blocks::of<BLOCK_N>(visible, tile.first_query, last_query);
+#if !WITH_LSE
+    constexpr float* lse = nullptr;
+#endif
+    const tile_schedule schedule{heads,         q_heads,      kv_heads, queries,   keys_in_memory,
+                                 section_heads, query_blocks, tiles,    tile_step, k_lengths};
 
     const int warp = warp_index_uniform();
     if (threadIdx.x == 0) {
         tma_prefetch_descriptor(&q_map);
         tma_prefetch_descriptor(&k_map);
         tma_prefetch_descriptor(&v_map);
+#if !PERSISTENT
         tma_prefetch_descriptor(&o_map);
+#endif
         shared.init_barriers();
     }
     __syncthreads();
@@ -67,16 +69,21 @@ flash_attention_sm90(const q_t* __restrict__, const q_t* __restrict__, const q_t
     if (warp < WARPS_PER_WARPGROUP) {
         setmaxnreg_dec<PRODUCER_REGISTERS>();
         if (warp == 0 && elect_one()) {
-            produce(shared, tile, blocks, &q_map, &k_map, &v_map);
+            produce(shared, schedule, &q_map, &k_map, &v_map);
         }
     } else {
         setmaxnreg_inc<CONSUMER_REGISTERS>();
         const int warpgroup = warp / WARPS_PER_WARPGROUP - 1;
-        const int lane = threadIdx.x % WARP_THREADS;
-        const int query = tile.first_query + warpgroup * WARPGROUP_ROWS + warp % WARPS_PER_WARPGROUP * 16 + lane / 4;
-        const row_limits limits(visible, query, query + 8);
-        consumer worker(shared, warpgroup, limits);
-        worker.run(blocks, keys, keys_in_memory);
-        store_output(worker.o, worker.softmax, shared, tile, warpgroup, &o_map);
+        consumer worker(shared, schedule, warpgroup);
+#if PERSISTENT
+        worker.run_all(output, lse);
+#else
+        const work_item item = schedule.at(blockIdx.x);
+        worker.run(item);
+        float sums[2];
+        worker.softmax.log_sum_exp(sums);
+        store_lse(sums, lse, item, warpgroup, queries);
+        store_output(worker.o, worker.softmax, shared, item, warpgroup, &o_map);
+#endif
     }
 }

@@ -14,6 +14,7 @@
 namespace forge {
 
 constexpr float LOG2_E = 1.44269504088896340736f;
+constexpr float LN_2 = 0.69314718055994530942f;
 constexpr bool HAS_SOFT_CAP = SOFT_CAP > 0.0f;
 constexpr float EXPONENT_SCALE = (HAS_SOFT_CAP ? SOFT_CAP : SCALE) * LOG2_E;
 constexpr float NO_MAXIMUM = -1.0e30f;  // finite, so that a row with no visible key yet gives 2^(-inf) = 0, not NaN
@@ -23,6 +24,13 @@ constexpr uint32_t ALL_LANES = 0xffffffffu;
 __device__ __forceinline__ float exp2_approximate(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// lg2.approx: absolute error below 2^-22 near 1, a relative one of the same size elsewhere.
+__device__ __forceinline__ float log2_approximate(float x) {
+    float y;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 
@@ -96,6 +104,16 @@ struct online_softmax {
         for (int row = 0; row < 2; ++row) {
             const float total = quad_sum(sum[row]);
             inverse[row] = total == 0.0f ? 0.0f : 1.0f / total;
+        }
+    }
+
+    // Natural logarithm of the sum of exponentials of the row's scores; -infinity for a row that saw no key.
+    __device__ __forceinline__ void log_sum_exp(float (&lse)[2]) const {
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+            const float total = quad_sum(sum[row]);
+            lse[row] = total == 0.0f ? __int_as_float(static_cast<int>(0xff800000u))
+                                     : fmaf(maximum[row], EXPONENT_SCALE, log2_approximate(total)) * LN_2;
         }
     }
 };

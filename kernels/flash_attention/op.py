@@ -9,15 +9,13 @@ from trtforge.kernels import (
     Launch,
     Op,
     Tensor,
-    TensorMap,
     Tolerance,
     cdiv,
-    cuda,
     maximum,
     next_power_of_2,
     triton,
 )
-from trtforge.kernels.flash_attention import patterns
+from trtforge.kernels.flash_attention import decode, patterns, peers, prefill
 from trtforge.kernels.flash_attention.cases import CASES
 
 MAX_WINDOW = 1 << 30  # leaves room for position arithmetic in 32 bits
@@ -87,13 +85,14 @@ def visible_keys(queries, keys, valid_keys, causal, window):
     return first, np.clip(end, 0, keys)
 
 
-@flash_attention.reference
-def _(q, k, v, k_lengths, *, causal, window, soft_cap, scale):
+def attention_and_log_sum_exp(q, k, v, k_lengths, causal, window, soft_cap, scale):
+    """(o, lse) in float32: lse [B, Hq, Sq] is the natural logarithm of the sum of exponentials of a query's scores."""
     q, k, v = (x.astype(np.float32) for x in (q, k, v))
     batch, q_heads, queries, _ = q.shape
     kv_heads, keys = k.shape[1:3]
     lengths = np.full(batch, keys) if k_lengths is None else np.clip(k_lengths, 0, keys)
     o = np.zeros(q.shape, dtype=np.float32)
+    lse = np.full(q.shape[:3], -np.inf, dtype=np.float32)
     for b in range(batch):
         n = int(lengths[b])
         first, end = visible_keys(queries, keys, n, causal, window)
@@ -108,110 +107,33 @@ def _(q, k, v, k_lengths, *, causal, window, soft_cap, scale):
                 visible = (position >= first[rows, None]) & (position < end[rows, None])
                 scores = np.where(visible, scores, -np.inf)
                 highest = scores.max(axis=1, keepdims=True)
-                p = np.exp(scores - np.where(np.isfinite(highest), highest, 0.0))
+                highest = np.where(np.isfinite(highest), highest, 0.0)
+                p = np.exp(scores - highest)
                 total = p.sum(axis=1, keepdims=True)
                 o[b, h, rows] = (p @ v[b, group, :n]) / np.where(total > 0, total, 1.0)
-    return o
+                seen = total[:, 0] > 0
+                lse[b, h, rows][seen] = highest[seen, 0] + np.log(total[seen, 0])
+    return o, lse
 
 
-@flash_attention.cost
-def _(d, a):
+@flash_attention.reference
+def _(q, k, v, k_lengths, *, causal, window, soft_cap, scale):
+    return attention_and_log_sum_exp(q, k, v, k_lengths, causal, window, soft_cap, scale)[0]
+
+
+def attention_cost(d, a):
     """Two products per visible (query, key) pair; lengths are data, so all Sk keys count."""
     first, end = visible_keys(d.Sq, d.Sk, d.Sk, a.causal, a.window)
     pairs = int(np.maximum(end - first, 0).sum())
     return Cost(flops=4 * d.B * d.Hq * pairs * d.D)
 
 
-# ---- sm90: TMA and wgmma ----
-
-SM90_ROWS = 64  # queries of one consumer warpgroup
-SM90_CHUNK = 64  # columns of a tensor-map box: 128 bytes
-SM90_SLACK = 1024 + 128  # aligning the tiles to 1024 bytes, and the barriers
-
-# TILE_D: D rounded up to 64. BLOCK_N and STAGES are what registers and shared memory leave room for.
-SM90_TACTICS = (
-    {"TILE_D": 64, "CONSUMERS": 3, "BLOCK_N": 128, "STAGES": 2, "PINGPONG": 1},
-    {"TILE_D": 64, "CONSUMERS": 3, "BLOCK_N": 128, "STAGES": 3, "PINGPONG": 0},
-    {"TILE_D": 64, "CONSUMERS": 2, "BLOCK_N": 176, "STAGES": 3, "PINGPONG": 1},
-    {"TILE_D": 128, "CONSUMERS": 2, "BLOCK_N": 128, "STAGES": 2, "PINGPONG": 1},
-    {"TILE_D": 128, "CONSUMERS": 2, "BLOCK_N": 176, "STAGES": 2, "PINGPONG": 1},
-    {"TILE_D": 128, "CONSUMERS": 2, "BLOCK_N": 128, "STAGES": 2, "PINGPONG": 0},
-    {"TILE_D": 128, "CONSUMERS": 2, "BLOCK_N": 176, "STAGES": 2, "PINGPONG": 0},
-    {"TILE_D": 192, "CONSUMERS": 2, "BLOCK_N": 112, "STAGES": 2, "PINGPONG": 0},
-    {"TILE_D": 192, "CONSUMERS": 2, "BLOCK_N": 96, "STAGES": 2, "PINGPONG": 1},
-    {"TILE_D": 256, "CONSUMERS": 2, "BLOCK_N": 80, "STAGES": 2, "PINGPONG": 0},
-    {"TILE_D": 256, "CONSUMERS": 2, "BLOCK_N": 80, "STAGES": 2, "PINGPONG": 1},
-)
+flash_attention.cost(attention_cost)
 
 
-@flash_attention.kernel(
-    cuda("flash_attention_sm90.cu"),
-    name="sm90",
-    arch=("sm_90a",),
-    tactics=SM90_TACTICS,
-    requires=[
-        (lambda d: d.D % 8 == 0, "needs D to be a multiple of 8: tensor maps have row pitches of 16 bytes"),
-        (lambda d, t: t.TILE_D - 64 < d.D <= t.TILE_D, "has no tactic for this D with this TILE_D"),
-        (lambda a, t: t.CONSUMERS == 2 or a.soft_cap == 0.0, "has no registers for a soft cap with three consumers"),
-    ],
-)
-def _(d, t):
-    rows = t.CONSUMERS * SM90_ROWS
-    tile_bytes = 2 * t.TILE_D
-    shared = (rows + 2 * t.STAGES * t.BLOCK_N) * tile_bytes + SM90_SLACK
-    q_shape, kv_shape = (d.D, d.Sq, d.B * d.Hq), (d.D, d.Sk, d.B * d.Hkv)
-    return Launch(
-        grid=cdiv(d.Sq, rows) * d.B * d.Hq,
-        block=(t.CONSUMERS + 1) * 128,
-        shared=shared,
-        scalars=(d.B * d.Hq, d.Hq, d.Hkv, d.Sq, d.Sk),
-        constants={"HEAD_DIM": d.D},
-        tensor_maps=(
-            TensorMap("q", shape=q_shape, box=(SM90_CHUNK, rows, 1), swizzle=128),
-            TensorMap("k", shape=kv_shape, box=(SM90_CHUNK, t.BLOCK_N, 1), swizzle=128),
-            TensorMap("v", shape=kv_shape, box=(SM90_CHUNK, t.BLOCK_N, 1), swizzle=128),
-            TensorMap("o", shape=q_shape, box=(SM90_CHUNK, SM90_ROWS, 1), swizzle=128),
-        ),
-    )
+# ---- sm90 and mma: many queries ----
 
-
-# ---- mma: cp.async, ldmatrix and mma.sync, on any GPU since sm_80 and for any shape ----
-
-
-def mma_shared_bytes(d, t):
-    """Q, one K and one V tile; rows are D rounded up to 16, and 16 bytes that keep ldmatrix free of bank conflicts."""
-    row_bytes = cdiv(d.D, 16) * 32 + 16
-    return (t.WARPS * t.M_TILES * 16 + 2 * t.BLOCK_N) * row_bytes
-
-
-@flash_attention.kernel(
-    cuda("flash_attention_mma.cu"),
-    name="mma",
-    tactics=(
-        {"WARPS": 4, "M_TILES": 1, "BLOCK_N": 64},
-        {"WARPS": 4, "M_TILES": 1, "BLOCK_N": 32},
-        {"WARPS": 8, "M_TILES": 1, "BLOCK_N": 64},
-        {"WARPS": 4, "M_TILES": 2, "BLOCK_N": 64},
-        {"WARPS": 4, "M_TILES": 1, "BLOCK_N": 128},
-    ),
-    requires=[
-        (lambda d, t: t.M_TILES == 1 or d.D <= 64, "holds 32 rows a warp in registers only up to D = 64"),
-        (lambda d, t: t.BLOCK_N <= 64 or d.D <= 128, "holds 128 keys of scores in registers only up to D = 128"),
-        (
-            lambda d, t, dev: mma_shared_bytes(d, t) <= dev.smem_per_block,
-            "needs more shared memory for this D than a block of this GPU has",
-        ),
-    ],
-)
-def _(d, t):
-    rows = t.WARPS * t.M_TILES * 16
-    return Launch(
-        grid=cdiv(d.Sq * (d.Hq // d.Hkv), rows) * d.B * d.Hkv,
-        block=t.WARPS * 32,
-        shared=mma_shared_bytes(d, t),
-        scalars=(d.Hq, d.Hkv, d.Sq, d.Sk),
-        constants={"HEAD_DIM": d.D},
-    )
+prefill.declare(flash_attention)
 
 
 # ---- triton ----
@@ -246,25 +168,54 @@ def _(d, t):
     )
 
 
-# ---- which kernel ----
+# ---- decode: few queries, the keys split over a cluster ----
 
-SM90_MIN_ROWS = 64  # below, most of a consumer warpgroup's rows would be padding
+decode.declare(flash_attention)
+
+
+# ---- which kernel ----
 
 
 @flash_attention.heuristic
 def _(d, a, dev):
-    """sm90 where it serves; mma for few queries (it packs the heads of a group into its rows) and elsewhere."""
+    """decode for few rows (queries, and heads of a group, of one key head), sm90 where it serves, else mma."""
     order: list[object] = []
-    if dev.cc == 90 and d.Sq >= SM90_MIN_ROWS and d.D % 8 == 0:
-        if d.D > 64 and d.D <= 128:
-            order.append(("sm90", {"TILE_D": 128, "BLOCK_N": 128 if a.causal else 176, "PINGPONG": 1}))
-        order.append("sm90")
-    few_rows = d.Sq * (d.Hq // d.Hkv) <= 64
-    if not few_rows and d.D <= 64:
-        order.append(("mma", {"WARPS": 4, "M_TILES": 2, "BLOCK_N": 64}))
-    if not few_rows and d.D <= 128:
-        order.append(("mma", {"WARPS": 8, "M_TILES": 1, "BLOCK_N": 64}))
-    return [*order, "mma", "triton"]
+    if decode.serves_few_rows(d):
+        order += [("decode", t) for t in decode.preferences(decode.TACTICS, d, dev, d.Sk)]
+    order += prefill.preferences(d, a, dev)
+    return [*order, "triton"]
 
 
 patterns.declare(flash_attention)
+peers.declare(flash_attention)
+
+
+# ---- with the log-sum-exp of every query as a second output ----
+
+flash_attention_lse = Op(
+    "trtforge::flash_attention_lse",
+    doc="""`flash_attention`, and the log-sum-exp of each query's scores: what a backward pass starts from, and what
+merges attention over parts of the keys, o = sum of o_i exp(lse_i - lse), lse = log of the sum of exp(lse_i).
+
+lse is the natural logarithm of the sum of exp(score) over the keys a query sees, scores after scale and soft cap;
+-infinity for a query that sees no key.""",
+    inputs=flash_attention.inputs,
+    outputs={
+        **flash_attention.outputs,
+        "lse": Tensor("B", "Hq", "Sq", dtype="float32", doc="log-sum-exp of the scores, natural logarithm"),
+    },
+    attributes=flash_attention.attributes,
+    rules=flash_attention.rules,
+    tolerance={**flash_attention.tolerance, "float32": Tolerance(l2=1e-5, atol=1e-4, rtol=1e-4)},
+    cases=[case for case in CASES if "bench" not in case.tags],
+)
+
+
+@flash_attention_lse.reference
+def _(q, k, v, k_lengths, *, causal, window, soft_cap, scale):
+    return attention_and_log_sum_exp(q, k, v, k_lengths, causal, window, soft_cap, scale)
+
+
+flash_attention_lse.cost(attention_cost)
+prefill.declare(flash_attention_lse, with_lse=True)
+flash_attention_lse.heuristic(prefill.preferences)

@@ -2,11 +2,12 @@
 //
 //   shared memory (1024-byte aligned; each tile is TILE_D / 64 chunks, a chunk is rows of 128 bytes, 128-byte swizzle)
 //   ┌───────────────┬───────────────────────┬───────────────────────┬──────────┐
-//   │ Q, later O    │ K stage 0 .. STAGES-1 │ V stage 0 .. STAGES-1 │ barriers │
+//   │ Q (later O)   │ K stage 0 .. STAGES-1 │ V stage 0 .. STAGES-1 │ barriers │
 //   │ BLOCK_M x D   │ BLOCK_N x D each      │ BLOCK_N x D each      │          │
 //   └───────────────┴───────────────────────┴───────────────────────┴──────────┘
 //
-// From the tactic: CONSUMERS (warpgroups), BLOCK_N, STAGES, TILE_D (HEAD_DIM rounded up to 64), PINGPONG (0/1).
+// From the tactic: CONSUMERS (warpgroups), BLOCK_N, STAGES, TILE_D (HEAD_DIM rounded up to 64), PINGPONG (0/1),
+// PERSISTENT (0/1).
 #pragma once
 
 #include "common/mbarrier.cuh"
@@ -25,6 +26,7 @@ constexpr int WARPS_PER_WARPGROUP = WARPGROUP_THREADS / WARP_THREADS;
 constexpr int CHUNK_COLUMNS = 64;  // 128 bytes of 16-bit elements
 constexpr int CHUNKS = TILE_D / CHUNK_COLUMNS;
 constexpr uint32_t Q_CHUNK_BYTES = BLOCK_M * SWIZZLE128_ROW_BYTES;
+constexpr uint32_t WARPGROUP_CHUNK_BYTES = WARPGROUP_ROWS * SWIZZLE128_ROW_BYTES;
 constexpr uint32_t KV_CHUNK_BYTES = BLOCK_N * SWIZZLE128_ROW_BYTES;
 constexpr uint32_t Q_BYTES = CHUNKS * Q_CHUNK_BYTES;
 constexpr uint32_t KV_BYTES = CHUNKS * KV_CHUNK_BYTES;
@@ -63,16 +65,24 @@ struct shared_layout {
 
     __device__ __forceinline__ uint32_t k_tile(int stage) const { return k + stage * KV_BYTES; }
     __device__ __forceinline__ uint32_t v_tile(int stage) const { return v + stage * KV_BYTES; }
-    __device__ __forceinline__ uint32_t q_full() const { return barriers; }
-    __device__ __forceinline__ uint32_t k_full(int stage) const { return barrier(1 + stage); }
-    __device__ __forceinline__ uint32_t k_empty(int stage) const { return barrier(1 + STAGES + stage); }
-    __device__ __forceinline__ uint32_t v_full(int stage) const { return barrier(1 + 2 * STAGES + stage); }
-    __device__ __forceinline__ uint32_t v_empty(int stage) const { return barrier(1 + 3 * STAGES + stage); }
+    // Each consumer warpgroup's 64 rows of Q come and go by themselves: chunk c lies Q_CHUNK_BYTES * c further on.
+    __device__ __forceinline__ uint32_t q_rows(int warpgroup) const { return q + warpgroup * WARPGROUP_CHUNK_BYTES; }
+    __device__ __forceinline__ uint32_t k_full(int stage) const { return barrier(stage); }
+    __device__ __forceinline__ uint32_t k_empty(int stage) const { return barrier(STAGES + stage); }
+    __device__ __forceinline__ uint32_t v_full(int stage) const { return barrier(2 * STAGES + stage); }
+    __device__ __forceinline__ uint32_t v_empty(int stage) const { return barrier(3 * STAGES + stage); }
+    __device__ __forceinline__ uint32_t q_full(int warpgroup) const { return barrier(4 * STAGES + warpgroup); }
+    __device__ __forceinline__ uint32_t q_empty(int warpgroup) const {
+        return barrier(4 * STAGES + CONSUMERS + warpgroup);
+    }
 
     // One thread, before the CTA's first __syncthreads.
     __device__ __forceinline__ void init_barriers() const {
         constexpr uint32_t CONSUMER_WARPS = CONSUMERS * WARPS_PER_WARPGROUP;
-        mbarrier_init(q_full(), 1);
+        for (int warpgroup = 0; warpgroup < CONSUMERS; ++warpgroup) {
+            mbarrier_init(q_full(warpgroup), 1);
+            mbarrier_init(q_empty(warpgroup), WARPS_PER_WARPGROUP);
+        }
         for (int stage = 0; stage < STAGES; ++stage) {
             mbarrier_init(k_full(stage), 1);
             mbarrier_init(v_full(stage), 1);
@@ -84,13 +94,6 @@ struct shared_layout {
 
    private:
     __device__ __forceinline__ uint32_t barrier(int index) const { return barriers + index * MBARRIER_BYTES; }
-};
-
-// What a CTA works on.
-struct attention_tile {
-    int head;         // batch * q_heads + query head: third coordinate of q and o
-    int kv_head;      // batch * kv_heads + key head: third coordinate of k and v
-    int first_query;  // of the tile
 };
 
 }  // namespace forge

@@ -5,11 +5,19 @@
 //   other units                    └ wait S(j) │ mask │ softmax(j) ┘ wait O │ rescale O │ P(j) = 16-bit(S(j))
 //
 // S, P and O stay in registers: S's accumulator layout, packed in pairs, is the register layout of operand A.
+//
+// A persistent CTA runs the same loop across its tiles: the first block of a tile multiplies its scores while the last
+// values of the tile before are added up, and that tile's output leaves the registers after the softmax:
+//
+//   tensor cores   S'(n) = Q' K'(n)^T │ O += P(0) V(0) ─────────▶ │ S'(n-1) │ O' = P'(n) V'(n) ───▶
+//   other units                       └ wait S' │ mask │ softmax' ┘ wait O │ P'(n) = 16-bit(S'(n)) │ O / l ──▶ o
 #pragma once
 
 #include "common/numeric.cuh"
 #include "online_softmax.cuh"
 #include "sm90_config.cuh"
+#include "sm90_epilogue.cuh"
+#include "sm90_schedule.cuh"
 #include "visibility.cuh"
 
 namespace forge {
@@ -20,15 +28,16 @@ struct consumer {
     uint32_t p[VALUE_STEPS][4];
     online_softmax softmax;
     ring_position<STAGES> k_ring, v_ring;
+    uint32_t q_parity = 0;
     uint64_t q_descriptor;
 
     const shared_layout& shared;
+    const tile_schedule& schedule;
     const int warpgroup;  // among the consumers
-    const row_limits& limits;
 
-    __device__ __forceinline__ consumer(const shared_layout& layout, int index, const row_limits& rows)
-        : shared(layout), warpgroup(index), limits(rows) {
-        q_descriptor = swizzle128_k_major(layout.q + index * WARPGROUP_ROWS * SWIZZLE128_ROW_BYTES);
+    __device__ __forceinline__ consumer(const shared_layout& layout, const tile_schedule& tiles, int index)
+        : shared(layout), schedule(tiles), warpgroup(index) {
+        q_descriptor = swizzle128_k_major(layout.q_rows(index));
 #pragma unroll
         for (int i = 0; i < TILE_D / 2; ++i) {
             o[i] = 0.0f;
@@ -109,31 +118,58 @@ struct consumer {
         }
     }
 
-    // The first block visited: there is no earlier P V to overlap with, and it is always masked.
-    __device__ __forceinline__ void first_block(int block, bool more, int keys, int keys_in_memory) {
-        mbarrier_wait(shared.q_full(), 0);
+    // Hides what the thread's two queries do not see; the block is known to need it, or not to, per tile.
+    __device__ __forceinline__ void mask(const work_item& item, int block) {
+        const int query = first_query_of_thread(item, warpgroup);
+        row_limits(visibility(item.keys, schedule.queries), query, query + 8).apply(s, block * BLOCK_N);
+    }
+
+    __device__ __forceinline__ void release_keys(bool last_of_tile) {
+        release(shared.k_empty(k_ring.stage));
+        k_ring.advance();
+        if (PERSISTENT && last_of_tile) {
+            release(shared.q_empty(warpgroup));
+        }
+    }
+
+    __device__ __forceinline__ void release_values() {
+        release(shared.v_empty(v_ring.stage));
+        v_ring.advance();
+    }
+
+    __device__ __forceinline__ void clear_hidden_values_of(const work_item& item, int block) {
+        if (HAS_K_LENGTHS && item.keys < schedule.keys_in_memory && item.keys < (block + 1) * BLOCK_N) {
+            clear_hidden_values(item.keys - block * BLOCK_N);
+        }
+    }
+
+    __device__ __forceinline__ void await_queries() {
+        mbarrier_wait(shared.q_full(warpgroup), q_parity);
+        q_parity ^= 1;
+    }
+
+    // The first block of the CTA's first tile: there is no earlier P V to overlap with.
+    __device__ __forceinline__ void first_block(const work_item& item) {
+        const int block = item.blocks.end - 1;
+        await_queries();
         await_keys(true);
         wgmma_hold(s);
         wgmma_fence();
         issue_scores();
         wgmma_wait<0>();
         wgmma_hold(s);
-        release(shared.k_empty(k_ring.stage));
-        k_ring.advance();
+        release_keys(block == item.blocks.begin);
         soft_cap(s);
-        limits.apply(s, block * BLOCK_N);
+        mask(item, block);
         float rescale[2];
         softmax.update(s, rescale);
         pack_probabilities();
-        if (HAS_K_LENGTHS && keys < keys_in_memory && keys < (block + 1) * BLOCK_N) {
-            clear_hidden_values(keys - block * BLOCK_N);
-        }
-        await_keys(more);
+        clear_hidden_values_of(item, block);
+        await_keys(block > item.blocks.begin);
     }
 
-    // Scores of `block`, whose K tile has been awaited; values of the block before it in visiting order (block + 1).
-    template <bool MASKED>
-    __device__ __forceinline__ void next_block(int block, bool more) {
+    // Scores of the K tile at the head of its ring, and values of the block before it in visiting order.
+    __device__ __forceinline__ void issue_scores_and_output() {
         if constexpr (PINGPONG) {  // warpgroups issue in turn: one multiplies while the others exponentiate
             named_barrier_sync(TURN_BARRIER + warpgroup, 2 * WARPGROUP_THREADS);
         }
@@ -149,11 +185,17 @@ struct consumer {
         }
         wgmma_wait<1>();
         wgmma_hold(s);
-        release(shared.k_empty(k_ring.stage));
-        k_ring.advance();
+    }
+
+    // A further block of a tile, whose K has been awaited.
+    template <bool MASKED>
+    __device__ __forceinline__ void next_block(const work_item& item, int block) {
+        const bool more = block > item.blocks.begin;
+        issue_scores_and_output();
+        release_keys(!more);
         soft_cap(s);
         if constexpr (MASKED) {
-            limits.apply(s, block * BLOCK_N);
+            mask(item, block);
         }
         float rescale[2];
         softmax.update(s, rescale);
@@ -161,8 +203,7 @@ struct consumer {
         await_keys(more);
         wgmma_wait<0>();
         hold_operands();
-        release(shared.v_empty(v_ring.stage));
-        v_ring.advance();
+        release_values();
         scale_rows(o, rescale);
         pack_probabilities();
     }
@@ -176,36 +217,121 @@ struct consumer {
         wgmma_hold(o);
     }
 
-    // After this, o holds the unnormalized output and softmax the row sums.
-    __device__ __forceinline__ void run(const key_blocks& blocks, int keys, int keys_in_memory) {
-        if (blocks.begin == blocks.end) {
-            return;
-        }
-        if constexpr (PINGPONG) {  // the first turn is warpgroup 0's
-            if (warpgroup == CONSUMERS - 1) {
-                named_barrier_arrive(TURN_BARRIER, 2 * WARPGROUP_THREADS);
+    // The blocks of a tile after its first.
+    __device__ __forceinline__ void remaining_blocks(const work_item& item) {
+        int block = item.blocks.end - 2;
+        if constexpr (IS_CAUSAL) {  // otherwise the first block is the only one that the end of the keys cuts
+            for (; block >= item.blocks.full_end; --block) {
+                next_block<true>(item, block);
             }
         }
-        int block = blocks.end - 1;
-        first_block(block, block > blocks.begin, keys, keys_in_memory);
-        --block;
-        for (; block >= blocks.full_end; --block) {
-            next_block<true>(block, block > blocks.begin);
-        }
-        for (; block >= blocks.full_begin; --block) {
-            next_block<false>(block, block > blocks.begin);
+        for (; block >= item.blocks.full_begin; --block) {
+            next_block<false>(item, block);
         }
         if constexpr (HAS_WINDOW) {
-            for (; block >= blocks.begin; --block) {
-                next_block<true>(block, block > blocks.begin);
+            for (; block >= item.blocks.begin; --block) {
+                next_block<true>(item, block);
             }
+        }
+    }
+
+    __device__ __forceinline__ void open_turns() {
+        if (PINGPONG && warpgroup == CONSUMERS - 1) {  // the first turn is warpgroup 0's
+            named_barrier_arrive(TURN_BARRIER, 2 * WARPGROUP_THREADS);
+        }
+    }
+
+    __device__ __forceinline__ void close_turns() {
+        if (PINGPONG && warpgroup == 0) {  // take the turn that nobody will use, so that no barrier is left half full
+            named_barrier_sync(TURN_BARRIER, 2 * WARPGROUP_THREADS);
+        }
+    }
+
+    // One tile. After this, o holds the unnormalized output and softmax the row sums.
+    __device__ __forceinline__ void run(const work_item& item) {
+        if (item.blocks.begin == item.blocks.end) {
+            return;
+        }
+        open_turns();
+        first_block(item);
+        remaining_blocks(item);
+        last_values();
+        close_turns();
+    }
+
+    // The first tile of this CTA, from `tile` on, that sees any key; the others' outputs are zeros. False: there is none.
+    __device__ __forceinline__ bool next_item(work_item& item, int& tile, q_t* output, float* lse) {
+        for (; tile < schedule.tiles; tile += schedule.step) {
+            item = schedule.at(tile);
+            if (item.blocks.begin < item.blocks.end) {
+                return true;
+            }
+            store_zeros(output, item, warpgroup, schedule.queries);
+            float nothing[2];
+            online_softmax().log_sum_exp(nothing);
+            store_lse(nothing, lse, item, warpgroup, schedule.queries);
+        }
+        return false;
+    }
+
+    // The first block of `item`, and the last values and the output of the tile before, number `done` (whose place is
+    // derived again: that costs less than the registers to keep it).
+    __device__ __forceinline__ void change_tile(int done, const work_item& item, q_t* output, float* lse) {
+        const int block = item.blocks.end - 1;
+        await_queries();
+        await_keys(true);
+        issue_scores_and_output();
+        release_keys(block == item.blocks.begin);
+        float inverse[2], sums[2], rescale[2];
+        softmax.reciprocals(inverse);
+        softmax.log_sum_exp(sums);
+        softmax = online_softmax();
+        soft_cap(s);
+        if (block >= item.blocks.full_end || block < item.blocks.full_begin) {
+            mask(item, block);
+        }
+        softmax.update(s, rescale);
+        wgmma_hold(s);
+        await_keys(block > item.blocks.begin);
+        wgmma_wait<0>();
+        hold_operands();
+        release_values();
+        pack_probabilities();
+        store_rows(o, inverse, output, schedule.at(done), warpgroup, schedule.queries);
+        store_lse(sums, lse, schedule.at(done), warpgroup, schedule.queries);
+#pragma unroll
+        for (int i = 0; i < TILE_D / 2; ++i) {
+            o[i] = 0.0f;
+        }
+        clear_hidden_values_of(item, block);
+    }
+
+    // All tiles of this CTA.
+    __device__ __forceinline__ void run_all(q_t* output, float* lse) {
+        int tile = blockIdx.x;
+        work_item item;
+        if (!next_item(item, tile, output, lse)) {
+            return;
+        }
+        open_turns();
+        first_block(item);
+        int done = tile;
+        while (true) {
+            remaining_blocks(item);
+            tile += schedule.step;
+            if (!next_item(item, tile, output, lse)) {
+                break;
+            }
+            change_tile(done, item, output, lse);
+            done = tile;
         }
         last_values();
-        if constexpr (PINGPONG) {  // take the turn that nobody will use, so that no barrier is left half full
-            if (warpgroup == 0) {
-                named_barrier_sync(TURN_BARRIER, 2 * WARPGROUP_THREADS);
-            }
-        }
+        close_turns();
+        float inverse[2], sums[2];
+        softmax.reciprocals(inverse);
+        store_rows(o, inverse, output, schedule.at(done), warpgroup, schedule.queries);
+        softmax.log_sum_exp(sums);
+        store_lse(sums, lse, schedule.at(done), warpgroup, schedule.queries);
     }
 };
 

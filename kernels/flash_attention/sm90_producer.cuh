@@ -1,48 +1,71 @@
-// Producer: one thread feeds the rings of K and V tiles, blocks from the last visible to the first.
+// Producer: one thread feeds Q and the rings of K and V tiles, blocks from the last visible to the first.
 //
-//   Q, K(n-1) │ K(n-2), V(n-1) │ K(n-3), V(n-2) │ ... │ V(0)        K runs one block ahead, as its consumers do
+//   K(n-1), Q │ K(n-2), V(n-1) │ K(n-3), V(n-2) │ ... │ K(0), V(1) ┆ K'(n-1), V(0), Q' │ K'(n-2), V'(n-1) │ ... │ V'(0)
+//                                                     tile after tile ┘
+//
+// K runs one block ahead of V, as its consumers do, and so from a tile into the next. Q comes last at a tile's start:
+// its buffer is the last to become free.
 #pragma once
 
 #include "sm90_config.cuh"
-#include "visibility.cuh"
+#include "sm90_schedule.cuh"
 
 namespace forge {
 
+template <uint32_t BOX_BYTES>
 __device__ __forceinline__ void load_tile(uint32_t destination, const tensor_map* map, uint32_t full_barrier,
                                           uint32_t chunk_bytes, int first_row, int head) {
-    mbarrier_arrive_expect_tx(full_barrier, CHUNKS * chunk_bytes);  // zero-filled elements count as well
+    mbarrier_arrive_expect_tx(full_barrier, CHUNKS * BOX_BYTES);  // zero-filled elements count as well
 #pragma unroll
     for (int chunk = 0; chunk < CHUNKS; ++chunk) {
         tma_load_3d(destination + chunk * chunk_bytes, map, full_barrier, chunk * CHUNK_COLUMNS, first_row, head);
     }
 }
 
-__device__ __forceinline__ void produce(const shared_layout& shared, const attention_tile& tile,
-                                        const key_blocks& blocks, const tensor_map* q_map, const tensor_map* k_map,
-                                        const tensor_map* v_map) {
-    if (blocks.begin == blocks.end) {
-        return;
-    }
+__device__ __forceinline__ void produce(const shared_layout& shared, const tile_schedule& schedule,
+                                        const tensor_map* q_map, const tensor_map* k_map, const tensor_map* v_map) {
     ring_position<STAGES> k_ring, v_ring;
-    auto load_k = [&](int block) {
+    uint32_t q_parity = 0;
+    auto load_k = [&](int block, int head) {
         mbarrier_wait(shared.k_empty(k_ring.stage), k_ring.round_parity ^ 1);
-        load_tile(shared.k_tile(k_ring.stage), k_map, shared.k_full(k_ring.stage), KV_CHUNK_BYTES, block * BLOCK_N,
-                  tile.kv_head);
+        load_tile<KV_CHUNK_BYTES>(shared.k_tile(k_ring.stage), k_map, shared.k_full(k_ring.stage), KV_CHUNK_BYTES,
+                                  block * BLOCK_N, head);
         k_ring.advance();
     };
-    auto load_v = [&](int block) {
+    auto load_v = [&](int block, int head) {
         mbarrier_wait(shared.v_empty(v_ring.stage), v_ring.round_parity ^ 1);
-        load_tile(shared.v_tile(v_ring.stage), v_map, shared.v_full(v_ring.stage), KV_CHUNK_BYTES, block * BLOCK_N,
-                  tile.kv_head);
+        load_tile<KV_CHUNK_BYTES>(shared.v_tile(v_ring.stage), v_map, shared.v_full(v_ring.stage), KV_CHUNK_BYTES,
+                                  block * BLOCK_N, head);
         v_ring.advance();
     };
-    load_tile(shared.q, q_map, shared.q_full(), Q_CHUNK_BYTES, tile.first_query, tile.head);
-    load_k(blocks.end - 1);
-    for (int block = blocks.end - 2; block >= blocks.begin; --block) {
-        load_k(block);
-        load_v(block + 1);
+    auto load_q = [&](const work_item& item) {
+#pragma unroll 1
+        for (int warpgroup = 0; warpgroup < CONSUMERS; ++warpgroup) {
+            mbarrier_wait(shared.q_empty(warpgroup), q_parity ^ 1);
+            load_tile<WARPGROUP_CHUNK_BYTES>(shared.q_rows(warpgroup), q_map, shared.q_full(warpgroup), Q_CHUNK_BYTES,
+                                             item.first_query + warpgroup * WARPGROUP_ROWS, item.head);
+        }
+        q_parity ^= 1;
+    };
+    int owed_block = -1;  // of V, whose K has been loaded
+    int owed_head = 0;
+    for (int tile = blockIdx.x; tile < schedule.tiles; tile += schedule.step) {
+        const work_item item = schedule.at(tile);
+        for (int block = item.blocks.end - 1; block >= item.blocks.begin; --block) {
+            load_k(block, item.kv_head);
+            if (owed_block >= 0) {
+                load_v(owed_block, owed_head);
+            }
+            if (block == item.blocks.end - 1) {
+                load_q(item);
+            }
+            owed_block = block;
+            owed_head = item.kv_head;
+        }
     }
-    load_v(blocks.begin);
+    if (owed_block >= 0) {
+        load_v(owed_block, owed_head);
+    }
 }
 
 }  // namespace forge

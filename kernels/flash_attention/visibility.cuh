@@ -59,7 +59,7 @@ struct key_blocks {
 // The two rows that a thread owns in an accumulator tile of 16 rows, row l/4 and row l/4 + 8 of lane l, as queries.
 // Their limits are derived again for each masked block: that costs less than the registers to keep them.
 struct row_limits {
-    const visibility& visible;
+    visibility visible;
     int query[2];
 
     __device__ __forceinline__ row_limits(const visibility& sequence, int query_low, int query_high)

@@ -1,0 +1,28 @@
+// Shared memory of the other CTAs of a cluster (PTX ISA, "mapa", "st", state space .shared::cluster), sm_90 and later.
+//
+// A shared address of this CTA names the same offset in CTA `rank` after mapping. A remote store is seen by that CTA
+// after a cluster barrier (arrive.release here, wait.acquire there); the CTA must have started before the store, and
+// must not have ended.
+#pragma once
+
+#include "common/shared_address.cuh"
+
+namespace forge {
+
+__device__ __forceinline__ uint32_t mapa_shared_cluster(uint32_t address, uint32_t rank) {
+    uint32_t remote;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
+    return remote;
+}
+
+__device__ __forceinline__ void st_shared_cluster_v2(uint32_t remote, uint32_t first, uint32_t second) {
+    asm volatile("st.shared::cluster.v2.b32 [%0], {%1, %2};" ::"r"(remote), "r"(first), "r"(second) : "memory");
+}
+
+__device__ __forceinline__ void st_shared_cluster_v4(uint32_t remote, const float4& value) {
+    asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(remote), "f"(value.x), "f"(value.y),
+                 "f"(value.z), "f"(value.w)
+                 : "memory");
+}
+
+}  // namespace forge

@@ -1,0 +1,157 @@
+"""The kernels of flash attention for many queries, sm90 (TMA, wgmma) and mma (mma.sync, any GPU since sm_80).
+
+Shared by ``flash_attention`` and ``flash_attention_lse``: tactics, launches, where each can serve, which one.
+"""
+
+from trtforge.kernels import Launch, Op, TensorMap, cdiv, cuda, maximum, minimum
+
+SM90_MIN_ROWS = 64  # below, most of a consumer warpgroup's rows would be padding
+SM90_ROWS = 64  # queries of one consumer warpgroup
+SM90_CHUNK = 64  # columns of a tensor-map box: 128 bytes
+SM90_SLACK = 1024 + 192  # aligning the tiles to 1024 bytes, and the barriers
+SM90_PERSISTENT_KEYS = 2048  # visible to a query on average; with more, tiles are long enough to be launched one by one
+SM90_SECTION_BYTES = 32 << 20  # K and V of the heads that are worked on together; well inside the 50 or 60 MB of L2
+
+
+def _sm90_tactic(
+    tile_d: int, consumers: int, block_n: int, stages: int, pingpong: int, persistent: int
+) -> dict[str, int]:
+    return {
+        "TILE_D": tile_d,
+        "CONSUMERS": consumers,
+        "BLOCK_N": block_n,
+        "STAGES": stages,
+        "PINGPONG": pingpong,
+        "PERSISTENT": persistent,
+    }
+
+
+# TILE_D: D rounded up to 64. BLOCK_N and STAGES are what registers and shared memory leave room for.
+SM90_TACTICS = (
+    _sm90_tactic(64, 3, 128, 2, pingpong=1, persistent=0),
+    _sm90_tactic(64, 2, 176, 3, pingpong=1, persistent=0),
+    _sm90_tactic(128, 2, 128, 2, pingpong=1, persistent=0),
+    _sm90_tactic(128, 2, 176, 2, pingpong=1, persistent=0),
+    _sm90_tactic(192, 2, 112, 2, pingpong=0, persistent=0),
+    _sm90_tactic(192, 2, 96, 2, pingpong=1, persistent=0),
+    _sm90_tactic(256, 2, 80, 2, pingpong=0, persistent=0),
+    _sm90_tactic(256, 2, 80, 2, pingpong=1, persistent=0),
+    _sm90_tactic(64, 3, 128, 3, pingpong=1, persistent=1),
+    _sm90_tactic(128, 2, 128, 3, pingpong=1, persistent=1),
+    _sm90_tactic(192, 2, 96, 2, pingpong=1, persistent=1),
+    _sm90_tactic(256, 2, 80, 2, pingpong=1, persistent=1),
+)
+
+
+def _sm90_persistent(d, a, dev):
+    """Whether one block per multiprocessor walks over the tiles: it saves the start of every tile but the first.
+
+    Measured on an H200 (docs/kernels/flash_attention_prefill.md): worth it while a query sees up to some 2,048 keys
+    on average; beyond, blocks that the hardware hands out one by one balance better.
+    """
+    visible = d.Sk // 2 if a.causal else d.Sk
+    return int(cdiv(d.Sq, 2 * SM90_ROWS) * d.B * d.Hq > dev.sms and visible <= SM90_PERSISTENT_KEYS)
+
+
+def _sm90_forms(d, persistent):
+    """Tile shapes, best first (measured as above)."""
+    if d.D <= 64:  # the second where a soft cap leaves no registers for three consumers
+        return ({"TILE_D": 64, "CONSUMERS": 3, "PERSISTENT": persistent}, {"TILE_D": 64, "CONSUMERS": 2})
+    if d.D <= 128:
+        return ({"TILE_D": 128, "BLOCK_N": 128, "PERSISTENT": persistent},)
+    if d.D <= 192:
+        return ({"TILE_D": 192, "PINGPONG": 1, "PERSISTENT": persistent},)
+    return ({"TILE_D": 256, "PINGPONG": persistent, "PERSISTENT": persistent},)
+
+
+def preferences(d, a, dev):
+    """sm90 where it serves, then mma."""
+    order: list[object] = []
+    if dev.cc == 90 and d.Sq >= SM90_MIN_ROWS and d.D % 8 == 0:
+        persistent = _sm90_persistent(d, a, dev)
+        order += [("sm90", form) for form in _sm90_forms(d, persistent)]
+        order.append("sm90")
+    few_rows = d.Sq * (d.Hq // d.Hkv) <= 64
+    if not few_rows and d.D <= 64:
+        order.append(("mma", {"WARPS": 4, "M_TILES": 2, "BLOCK_N": 64}))
+    if not few_rows and d.D <= 128:
+        order.append(("mma", {"WARPS": 8, "M_TILES": 1, "BLOCK_N": 64}))
+    return [*order, "mma"]
+
+
+def mma_shared_bytes(d, t):
+    """Q, one K and one V tile; rows are D rounded up to 16, and 16 bytes that keep ldmatrix free of bank conflicts."""
+    row_bytes = cdiv(d.D, 16) * 32 + 16
+    return (t.WARPS * t.M_TILES * 16 + 2 * t.BLOCK_N) * row_bytes
+
+
+def declare(op: Op, with_lse: bool = False) -> None:
+    """Give the op both kernels. ``with_lse``: the op's second output is the log-sum-exp of each query."""
+
+    @op.kernel(
+        cuda("flash_attention_sm90.cu"),
+        name="sm90",
+        arch=("sm_90a",),
+        tactics=SM90_TACTICS,
+        requires=[
+            (lambda d: d.D % 8 == 0, "needs D to be a multiple of 8: tensor maps have row pitches of 16 bytes"),
+            (lambda d, t: t.TILE_D - 64 < d.D <= t.TILE_D, "has no tactic for this D with this TILE_D"),
+            (
+                lambda a, t: t.CONSUMERS == 2 or a.soft_cap == 0.0,
+                "has no registers for a soft cap with three consumers",
+            ),
+        ],
+    )
+    def _(d, t, dev):
+        rows = t.CONSUMERS * SM90_ROWS
+        tile_bytes = 2 * t.TILE_D
+        shared = (rows + 2 * t.STAGES * t.BLOCK_N) * tile_bytes + SM90_SLACK
+        heads = d.B * d.Hq
+        query_blocks = cdiv(d.Sq, rows)
+        tiles = query_blocks * heads
+        grid = minimum(tiles, dev.sms) if t.PERSISTENT else tiles
+        q_shape, kv_shape = (d.D, d.Sq, heads), (d.D, d.Sk, d.B * d.Hkv)
+        q_map = TensorMap("q", shape=q_shape, box=(SM90_CHUNK, SM90_ROWS, 1), swizzle=128)
+        k_map, v_map = (TensorMap(x, shape=kv_shape, box=(SM90_CHUNK, t.BLOCK_N, 1), swizzle=128) for x in "kv")
+        o_map = TensorMap("o", shape=q_shape, box=(SM90_CHUNK, SM90_ROWS, 1), swizzle=128)
+        # Heads of a section of the causal order (tile_order.cuh); persistent blocks need two sections at least.
+        section = minimum(maximum(1, SM90_SECTION_BYTES // (4 * d.Sk * d.D)) * (d.Hq // d.Hkv), heads)
+        section = minimum(section, cdiv(heads, 2)) if t.PERSISTENT else section
+        return Launch(
+            grid=grid,
+            block=(t.CONSUMERS + 1) * 128,
+            shared=shared,
+            scalars=(heads, d.Hq, d.Hkv, d.Sq, d.Sk, section, query_blocks, tiles, grid),
+            constants={"HEAD_DIM": d.D, "WITH_LSE": int(with_lse)},
+            tensor_maps=(q_map, k_map, v_map) if t.PERSISTENT else (q_map, k_map, v_map, o_map),
+        )
+
+    # cp.async, ldmatrix and mma.sync, for any shape
+    @op.kernel(
+        cuda("flash_attention_mma.cu"),
+        name="mma",
+        tactics=(
+            {"WARPS": 4, "M_TILES": 1, "BLOCK_N": 64},
+            {"WARPS": 4, "M_TILES": 1, "BLOCK_N": 32},
+            {"WARPS": 8, "M_TILES": 1, "BLOCK_N": 64},
+            {"WARPS": 4, "M_TILES": 2, "BLOCK_N": 64},
+            {"WARPS": 4, "M_TILES": 1, "BLOCK_N": 128},
+        ),
+        requires=[
+            (lambda d, t: t.M_TILES == 1 or d.D <= 64, "holds 32 rows a warp in registers only up to D = 64"),
+            (lambda d, t: t.BLOCK_N <= 64 or d.D <= 128, "holds 128 keys of scores in registers only up to D = 128"),
+            (
+                lambda d, t, dev: mma_shared_bytes(d, t) <= dev.smem_per_block,
+                "needs more shared memory for this D than a block of this GPU has",
+            ),
+        ],
+    )
+    def _(d, t):
+        rows = t.WARPS * t.M_TILES * 16
+        return Launch(
+            grid=cdiv(d.Sq * (d.Hq // d.Hkv), rows) * d.B * d.Hkv,
+            block=t.WARPS * 32,
+            shared=mma_shared_bytes(d, t),
+            scalars=(d.Hq, d.Hkv, d.Sq, d.Sk),
+            constants={"HEAD_DIM": d.D, "WITH_LSE": int(with_lse)},
+        )

@@ -5,7 +5,8 @@
 //   w [N, K] --TMA--> ring.B --/                                                           |
 //                                                     y [M, N] <--TMA-- out box <-- x_t <--+
 //
-// Compile-time: x_t, ACTIVATION, HAS_BIAS; tactic BLOCK_M, BLOCK_N, STAGES, CLUSTER_M, GROUP_M; SHARED_BYTES.
+// Compile-time: x_t, ACTIVATION, HAS_BIAS; tactic BLOCK_M, BLOCK_N, STAGES, CLUSTER_M, GROUP_M, PINGPONG;
+// SHARED_BYTES.
 // Needs K % 8 == 0 and N % 8 == 0 (rows of 16-byte multiples, for TMA) and 16-byte aligned pointers.
 
 constexpr int WEIGHTS = 1;
@@ -19,12 +20,12 @@ struct bias_activation {
     column_biases columns;
 
     __device__ __forceinline__ void start(uint32_t* pairs) { columns.pairs = pairs; }
-    __device__ __forceinline__ void prepare(int column, int N) { columns.fetch(bias, 0, column, N); }
+    __device__ __forceinline__ void prepare(int, int column, int, int N) { columns.fetch(bias, 0, column, N); }
     __device__ __forceinline__ void settle() { columns.publish(); }
     __device__ __forceinline__ float bias_at(int j, int e) const { return columns.at(0, j, e); }
 #else
     __device__ __forceinline__ void start(uint32_t*) {}
-    __device__ __forceinline__ void prepare(int, int) {}
+    __device__ __forceinline__ void prepare(int, int, int, int) {}
     __device__ __forceinline__ void settle() {}
     __device__ __forceinline__ float bias_at(int, int) const { return -0.0f; }  // adding -0 changes nothing
 #endif

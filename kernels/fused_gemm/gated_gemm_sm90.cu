@@ -9,8 +9,8 @@
 // Stacking the two weight boxes in one B operand leaves element (m, n) of both products in one thread: accumulator
 // 4 j + 2 h + e is the gate's, 4 (j + BLOCK_N / 8) + 2 h + e the up projection's.
 //
-// Compile-time: x_t, ACTIVATION, HAS_BIAS_GATE, HAS_BIAS_UP; tactic BLOCK_M, BLOCK_N, STAGES, CLUSTER_M, GROUP_M;
-// SHARED_BYTES. Needs K % 8 == 0 and N % 8 == 0 (rows of 16-byte multiples, for TMA) and 16-byte aligned pointers.
+// Compile-time: x_t, ACTIVATION, HAS_BIAS_GATE, HAS_BIAS_UP; tactic BLOCK_M, BLOCK_N, STAGES, CLUSTER_M, GROUP_M,
+// PINGPONG; SHARED_BYTES. Needs K % 8 == 0 and N % 8 == 0 (rows of 16-byte multiples, for TMA) and 16-byte aligned pointers.
 
 constexpr int WEIGHTS = 2;
 
@@ -24,7 +24,7 @@ struct gated_activation {
     column_biases columns;
 
     __device__ __forceinline__ void start(uint32_t* pairs) { columns.pairs = pairs; }
-    __device__ __forceinline__ void prepare(int column, int N) {
+    __device__ __forceinline__ void prepare(int, int column, int, int N) {
         columns.fetch(bias_gate, 0, column, N);
         columns.fetch(bias_up, 1, column, N);
     }
@@ -32,7 +32,7 @@ struct gated_activation {
     __device__ __forceinline__ float bias_at(int weight, int j, int e) const { return columns.at(weight, j, e); }
 #else
     __device__ __forceinline__ void start(uint32_t*) {}
-    __device__ __forceinline__ void prepare(int, int) {}
+    __device__ __forceinline__ void prepare(int, int, int, int) {}
     __device__ __forceinline__ void settle() {}
     __device__ __forceinline__ float bias_at(int, int, int) const { return -0.0f; }  // adding -0 changes nothing
 #endif

@@ -12,7 +12,7 @@ from trtforge.kernels import Launch, TensorMap, cdiv, minimum
 
 ELEMENT_BYTES = 2
 WIDE_ELEMENTS = 8  # of 16 bytes
-SM90_BLOCK_K = 64
+SM90_ROW_BYTES = 128  # of a stage: x and the weights lie in rows of this many bytes
 SM90_OUT_BOX = (64, 64)
 SM90_OUT_BOX_BYTES = 64 * 128
 SM90_OUT_BOXES = 2
@@ -28,29 +28,37 @@ SM90_TILE_RATE = {(128, 256): 1.0, (128, 128): 0.85, (64, 128): 0.6, (64, 64): 0
 MMA_TILE_RATE = {(128, 128): 1.0, (64, 128): 0.8, (64, 64): 0.7, (32, 64): 0.45, (16, 64): 0.3, (16, 32): 0.25}
 
 
+def sm90_consumers(t: Any) -> int:
+    """Warpgroups that multiply: as many as share a tile, times the tiles in work at a time."""
+    return t.BLOCK_M // 64 * (1 + t.PINGPONG)
+
+
 def sm90_shared_bytes(t: Any, weights: int) -> int:
     """Dynamic shared memory of an sm90 tactic; sm90_tile.cuh asserts that it is enough."""
-    consumers = t.BLOCK_M // 64
+    consumers = sm90_consumers(t)
     columns = weights * t.BLOCK_N
-    ring = t.STAGES * (t.BLOCK_M + columns) * SM90_BLOCK_K * ELEMENT_BYTES
+    ring = t.STAGES * (t.BLOCK_M + columns) * SM90_ROW_BYTES
     out = consumers * (SM90_OUT_BOXES * SM90_OUT_BOX_BYTES + columns * ELEMENT_BYTES)
     return ring + out + 2 * t.STAGES * MBARRIER_BYTES + SWIZZLE_PERIOD_BYTES
 
 
-def sm90_launch(d: Any, t: Any, dev: Any, weights: Sequence[str]) -> Launch:
+def sm90_launch(
+    d: Any, t: Any, dev: Any, weights: Sequence[str], element_bytes: int = ELEMENT_BYTES, scalars: Sequence[Any] = ()
+) -> Launch:
     """Persistent clusters, at most one block per multiprocessor; maps of x, of the weights and of y."""
+    block_k = SM90_ROW_BYTES // element_bytes
     tiles = cdiv(d.M, t.BLOCK_M * t.CLUSTER_M) * cdiv(d.N, t.BLOCK_N)
     share = t.BLOCK_N // t.CLUSTER_M  # rows of each weight box that one block of the cluster loads
     return Launch(
         grid=minimum(tiles, dev.sms // t.CLUSTER_M) * t.CLUSTER_M,
-        block=(1 + t.BLOCK_M // 64) * 128,
+        block=(1 + sm90_consumers(t)) * 128,
         shared=sm90_shared_bytes(t, len(weights)),
         cluster=(t.CLUSTER_M, 1, 1) if t.CLUSTER_M > 1 else None,
-        scalars=(d.M, d.N, d.K),
+        scalars=(d.M, d.N, d.K, *scalars),
         constants={"SHARED_BYTES": sm90_shared_bytes(t, len(weights))},
         tensor_maps=(
-            TensorMap("x", shape=(d.K, d.M), box=(SM90_BLOCK_K, t.BLOCK_M)),
-            *(TensorMap(name, shape=(d.K, d.N), box=(SM90_BLOCK_K, share)) for name in weights),
+            TensorMap("x", shape=(d.K, d.M), box=(block_k, t.BLOCK_M)),
+            *(TensorMap(name, shape=(d.K, d.N), box=(block_k, share)) for name in weights),
             TensorMap("y", shape=(d.N, d.M), box=SM90_OUT_BOX),
         ),
     )
@@ -78,8 +86,15 @@ def triton_launch(d: Any, t: Any, wide: bool) -> Launch:
     )
 
 
-def sm90_tile(block_m: int, block_n: int, stages: int, cluster_m: int, group_m: int) -> Tactic:
-    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "STAGES": stages, "CLUSTER_M": cluster_m, "GROUP_M": group_m}
+def sm90_tile(block_m: int, block_n: int, stages: int, cluster_m: int, group_m: int, pingpong: bool = False) -> Tactic:
+    return {
+        "BLOCK_M": block_m,
+        "BLOCK_N": block_n,
+        "STAGES": stages,
+        "CLUSTER_M": cluster_m,
+        "GROUP_M": group_m,
+        "PINGPONG": int(pingpong),
+    }
 
 
 def mma_tile(block: tuple[int, int, int], stages: int, warps: tuple[int, int, int]) -> Tactic:
@@ -122,7 +137,8 @@ def by_modeled_time(
 def preferences(
     d: Any, dev: Any, sm90: Sequence[Tactic], mma: Sequence[Tactic], elementwise: Sequence[Tactic], weights: int
 ) -> list[Any]:
-    """The heuristic of both ops. Clusters are left to an explicit choice: no measurement favors them yet.
+    """The heuristic of both ops. Clusters and ping-pong are left to an explicit choice: no measurement favors
+    them yet.
 
     Up to 32 rows the bytes of the weights decide, and the mma kernel's 32-column tiles spread them over more
     multiprocessors than the 64 columns of the smallest sm90 tile.
@@ -131,6 +147,6 @@ def preferences(
     by_tile += [("mma_elementwise", t) for t in by_modeled_time(d, dev, elementwise, weights, MMA_TILE_RATE)]
     if dev.cc != 90:
         return by_tile
-    single = [t for t in sm90 if t["CLUSTER_M"] == 1]
+    single = [t for t in sm90 if t["CLUSTER_M"] == 1 and not t["PINGPONG"]]
     persistent = [("sm90", t) for t in by_modeled_time(d, dev, single, weights, SM90_TILE_RATE)]
     return by_tile + persistent if d.M <= 32 else persistent + by_tile

@@ -9,6 +9,7 @@ import math
 import numpy as np
 
 from trtforge.kernels import HALF, Attr, Case, Cost, Op, Tensor, Tolerance, cuda, triton
+from trtforge.kernels.fused_gemm import peers
 from trtforge.kernels.fused_gemm.geometry import (
     mma_launch,
     mma_tile,
@@ -101,6 +102,7 @@ fused_gemm = Op(
         Case(sizes(7, 33, 65), {"activation": "gelu_erf"}, ("bias",)),
         Case(sizes(17, 1000, 24), {"activation": "silu"}),
         Case(sizes(6, 72, 136), {"activation": "gelu_tanh"}, ("bias",), leading=(2, 3)),
+        Case(sizes(200, 520, 72), {"activation": "relu"}, ("bias",)),  # several tiles for a persistent block
         *(Case(sizes(19, 72, 40), {"activation": a}, o) for a in ACTIVATIONS for o in ((), ("bias",))),
         Case(sizes(1, 4096, 4096), {"activation": "silu"}, ("bias",), tags=("gpu",)),
         Case(sizes(16, 1032, 2056), {"activation": "gelu_tanh"}, tags=("gpu",)),
@@ -149,6 +151,7 @@ gated_gemm = Op(
         Case(sizes(7, 33, 65), {"activation": "gelu_erf"}, ("bias_gate", "bias_up")),
         Case(sizes(17, 1000, 24), {"activation": "silu"}),
         Case(sizes(6, 72, 136), {"activation": "gelu_tanh"}, ("bias_up",), leading=(2, 3)),
+        Case(sizes(200, 264, 72), {"activation": "silu"}),
         *(Case(sizes(19, 72, 40), {"activation": a}, o) for a in GATES for o in ((), ("bias_gate", "bias_up"))),
         Case(sizes(1, 11008, 4096), {"activation": "silu"}, tags=("gpu",)),
         Case(sizes(16, 1032, 2056), {"activation": "silu"}, tags=("gpu",)),
@@ -188,12 +191,17 @@ SM90_TACTICS = (
     sm90_tile(64, 64, stages=8, cluster_m=1, group_m=16),
     sm90_tile(128, 256, stages=4, cluster_m=2, group_m=8),
     sm90_tile(128, 128, stages=5, cluster_m=2, group_m=4),
+    sm90_tile(64, 256, stages=4, cluster_m=1, group_m=16, pingpong=True),
+    sm90_tile(64, 256, stages=4, cluster_m=2, group_m=8, pingpong=True),
+    sm90_tile(64, 128, stages=7, cluster_m=2, group_m=8, pingpong=True),
 )
 SM90_GATED_TACTICS = (
     sm90_tile(128, 128, stages=4, cluster_m=1, group_m=16),
     sm90_tile(128, 64, stages=5, cluster_m=1, group_m=8),
     sm90_tile(64, 64, stages=8, cluster_m=1, group_m=16),
     sm90_tile(128, 128, stages=4, cluster_m=2, group_m=8),
+    sm90_tile(64, 128, stages=4, cluster_m=1, group_m=16, pingpong=True),
+    sm90_tile(64, 128, stages=4, cluster_m=2, group_m=8, pingpong=True),
 )
 MMA_TACTICS = (
     mma_tile((128, 128, 64), stages=3, warps=(2, 4, 1)),
@@ -329,3 +337,6 @@ for _name, _graph_activation in GRAPH_ACTIVATIONS.items():
 @fused_gemm.pattern(inputs=("x", "w", "bias"), attributes={"activation": "none"}, name="linear_bias")
 def _(f, x, w, bias):
     return f.add(f.matmul(x, w, transpose_b=True), bias)
+
+
+peers.declare(fused_gemm, gated_gemm)

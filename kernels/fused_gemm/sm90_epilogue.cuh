@@ -17,11 +17,11 @@
 // loop, so that the latency hides there, keeps it in one register, and publishes it in shared memory afterwards; the
 // first barrier of store_tile makes it visible to the warpgroup. N % 8 == 0: a pair is inside or outside as a whole.
 struct column_biases {
-    uint32_t* pairs;  // shared
+    uint32_t* pairs;  // shared; biases have the output's type
     uint32_t mine = 0;
 
     // For the columns of weight matrix `weight`; a null vector gives zeros.
-    __device__ __forceinline__ void fetch(const x_t* vector, int weight, int first_column, int N) {
+    __device__ __forceinline__ void fetch(const y_t* vector, int weight, int first_column, int N) {
         const int place = 2 * (threadIdx.x % forge::WARPGROUP_THREADS) - weight * BLOCK_N;
         if (place >= 0 && place < BLOCK_N) {
             const bool inside = vector != nullptr && first_column + place < N;
@@ -36,7 +36,7 @@ struct column_biases {
 
     // Of column 8 j + 2 (lane % 4) + e of the weight's columns.
     __device__ __forceinline__ float at(int weight, int j, int e) const {
-        const float2 pair = forge::unpack2<x_t>(pairs[weight * (BLOCK_N / 2) + 4 * j + threadIdx.x % 4]);
+        const float2 pair = forge::unpack2<y_t>(pairs[weight * (BLOCK_N / 2) + 4 * j + threadIdx.x % 4]);
         return e == 0 ? pair.x : pair.y;
     }
 };
@@ -45,7 +45,7 @@ struct column_biases {
 // finished element in row 16 w + lane / 4 + 8 h and column 8 j + 2 (lane % 4) + e of the slice. `box` counts boxes
 // over all tiles.
 template <class Epilogue>
-__device__ __forceinline__ void store_tile(const Epilogue& epilogue, float (&acc)[ACCUMULATORS],
+__device__ __forceinline__ void store_tile(const Epilogue& epilogue, acc_t (&acc)[ACCUMULATORS],
                                            const forge::tensor_map* y, uint32_t out, int& box, int row, int column,
                                            int consumer) {
     const int thread = threadIdx.x % forge::WARPGROUP_THREADS;
@@ -69,10 +69,10 @@ __device__ __forceinline__ void store_tile(const Epilogue& epilogue, float (&acc
         for (int pair = 0; pair < OUT_COLUMNS / 16; ++pair) {
             const int j = first + 2 * pair;
             const uint32_t matrices[4] = {
-                forge::pack2<x_t>(value(j, 0, 0), value(j, 0, 1)),
-                forge::pack2<x_t>(value(j, 1, 0), value(j, 1, 1)),
-                forge::pack2<x_t>(value(j + 1, 0, 0), value(j + 1, 0, 1)),
-                forge::pack2<x_t>(value(j + 1, 1, 0), value(j + 1, 1, 1)),
+                forge::pack2<y_t>(value(j, 0, 0), value(j, 0, 1)),
+                forge::pack2<y_t>(value(j, 1, 0), value(j, 1, 1)),
+                forge::pack2<y_t>(value(j + 1, 0, 0), value(j + 1, 0, 1)),
+                forge::pack2<y_t>(value(j + 1, 1, 0), value(j + 1, 1, 1)),
             };
             const int chunk = 2 * pair + half;  // 16-byte column of the box
             forge::stmatrix_x4(target + box_row * ROW_BYTES + ((chunk ^ (box_row % 8)) * 16), matrices);

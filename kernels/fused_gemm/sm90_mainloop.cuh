@@ -2,10 +2,10 @@
 //
 //   producer thread                          ring of STAGES                       consumer warpgroup c
 //   wait empty[s] ------------------------------------------------------------->  wait full[s]
-//   expect STAGE_BYTES on full[s]     A: BLOCK_M x 64 of x, B: MMA_N x 64 of w    4 x wgmma m64 n(MMA_N) k16:
+//   expect STAGE_BYTES on full[s]     A: BLOCK_M, B: MMA_N rows of 128 bytes      4 x wgmma m64 n(MMA_N), 32 bytes deep:
 //   TMA x box, w boxes -> stage s --> complete_tx on full[s] ------------------->    acc += A[64 c ..][k] B[..][k]^T
 //   next s                                                                        products of the stage before done:
-//        ^------------------- empty[s - 1] <- one arrival per consumer warp ----  release it; next s
+//        ^------------------- empty[s - 1] <- one arrival per warp of the tile --  release it; next s
 //
 // With CLUSTER_M = 2, two CTAs work on vertically neighboring tiles: each loads its own rows of x and half of the rows
 // of each weight box, which TMA multicasts to both. A stage is then free when the consumers of both have released it.
@@ -20,7 +20,7 @@ __device__ __forceinline__ void init_barriers(const shared_plan& shared) {
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < STAGES; ++stage) {
             forge::mbarrier_init(shared.full(stage), 1);
-            forge::mbarrier_init(shared.empty(stage), CLUSTER_M * CONSUMER_WARPS);
+            forge::mbarrier_init(shared.empty(stage), CLUSTER_M * TILE_WARPS);
         }
         forge::mbarrier_init_fence();
     }
@@ -80,17 +80,17 @@ __device__ __forceinline__ void release(const shared_plan& shared, int stage) {
     }
 }
 
-// acc = A B^T over k_blocks stages, for rows 64 * consumer .. of the tile. Layout of acc: see common/wgmma.cuh.
-__device__ __forceinline__ void multiply_tile(float (&acc)[ACCUMULATORS], const shared_plan& shared, ring& position,
-                                              int k_blocks, int consumer) {
+// acc = A B^T over k_blocks stages, for rows 64 * slice .. of the tile. Layout of acc: see common/wgmma.cuh.
+__device__ __forceinline__ void multiply_tile(acc_t (&acc)[ACCUMULATORS], const shared_plan& shared, ring& position,
+                                              int k_blocks, int slice) {
     int previous = 0;
     for (int block = 0; block < k_blocks; ++block) {
         forge::mbarrier_wait(shared.full(position.stage), position.round_parity);
-        const uint64_t a = forge::swizzle128_k_major(shared.a(position.stage) + consumer * WGMMA_M * ROW_BYTES);
+        const uint64_t a = forge::swizzle128_k_major(shared.a(position.stage) + slice * WGMMA_M * ROW_BYTES);
         const uint64_t b = forge::swizzle128_k_major(shared.b(position.stage));
         forge::wgmma_fence();
 #pragma unroll
-        for (int step = 0; step < BLOCK_K / WGMMA_K; ++step) {
+        for (int step = 0; step < WGMMA_STEPS; ++step) {
             forge::wgmma_ss<x_t, MMA_N>(acc, forge::descriptor_advance(a, step * WGMMA_K_BYTES),
                                         forge::descriptor_advance(b, step * WGMMA_K_BYTES), (block | step) != 0);
         }

@@ -1,6 +1,6 @@
 // Tile constants and the shared-memory plan of the sm_90a GEMM kernels.
 //
-// From the tactic: BLOCK_M, BLOCK_N, STAGES, CLUSTER_M, GROUP_M. From the kernel: WEIGHTS, the number of weight
+// From the tactic: BLOCK_M, BLOCK_N, STAGES, CLUSTER_M, GROUP_M, PINGPONG. From the kernel: WEIGHTS, the number of weight
 // matrices (1, or 2 for a gated product), whose boxes are stacked in one B operand of MMA_N = WEIGHTS * BLOCK_N rows.
 //
 //   shared memory, from a multiple of 1024 bytes:
@@ -14,15 +14,27 @@
 #include "common/warpgroup.cuh"
 #include "common/wgmma.cuh"
 
-constexpr int WGMMA_M = 64;   // rows of a warpgroup's product
-constexpr int WGMMA_K = 16;   // depth of one instruction
-constexpr int BLOCK_K = 64;   // depth of a stage: one 128-byte row of 16-bit elements
+constexpr int WGMMA_M = 64;  // rows of a warpgroup's product
 constexpr int ROW_BYTES = 128;
-constexpr int WGMMA_K_BYTES = WGMMA_K * 2;
+constexpr int BLOCK_K = ROW_BYTES / sizeof(x_t);  // depth of a stage: one row of elements
+constexpr int WGMMA_K_BYTES = 32;                 // depth of one instruction
+constexpr int WGMMA_STEPS = ROW_BYTES / WGMMA_K_BYTES;
 
-constexpr int CONSUMERS = BLOCK_M / WGMMA_M;  // warpgroups that multiply; one more loads
+template <class T>
+struct accumulator {
+    using type = float;
+};
+template <>
+struct accumulator<int8_t> {
+    using type = int32_t;
+};
+using acc_t = accumulator<x_t>::type;
+
+constexpr int TILE_CONSUMERS = BLOCK_M / WGMMA_M;  // warpgroups that share a tile
+constexpr int TURNS = PINGPONG ? 2 : 1;            // tiles in work at a time: one multiplies, the other is being stored
+constexpr int CONSUMERS = TURNS * TILE_CONSUMERS;  // warpgroups that multiply; one more loads
 constexpr int THREADS = (1 + CONSUMERS) * forge::WARPGROUP_THREADS;
-constexpr int CONSUMER_WARPS = CONSUMERS * forge::WARPGROUP_THREADS / forge::WARP_THREADS;
+constexpr int TILE_WARPS = TILE_CONSUMERS * forge::WARPGROUP_THREADS / forge::WARP_THREADS;
 constexpr int MMA_N = WEIGHTS * BLOCK_N;
 constexpr int ACCUMULATORS = MMA_N / 2;  // per thread
 
@@ -45,8 +57,9 @@ constexpr bool MOVE_REGISTERS = CONSUMERS > 1;
 constexpr int PRODUCER_REGISTERS = 40;
 constexpr int CONSUMER_REGISTERS = 232;
 
-static_assert(sizeof(x_t) == 2, "16-bit elements");
+static_assert(sizeof(x_t) <= 2 && sizeof(y_t) == 2, "8- or 16-bit elements in, 16-bit elements out");
 static_assert(BLOCK_M == 64 || BLOCK_M == 128, "one or two consumer warpgroups of 64 rows");
+static_assert(CONSUMERS <= 2, "the registers of a third consumer are not there");
 static_assert(BLOCK_N % OUT_COLUMNS == 0 && MMA_N <= 256, "whole output boxes; wgmma is at most 256 wide");
 static_assert(BLOCK_N % (8 * CLUSTER_M) == 0, "each CTA of a cluster loads whole swizzle atoms of the weights");
 static_assert(SHARED_BYTES >= SHARED_NEEDED, "the launch's dynamic shared memory is too small for this tile");

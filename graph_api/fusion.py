@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from trtforge.bindings import ranges
 from trtforge.bindings.errors import ContractError, UnknownNameError
 from trtforge.graph_api import shapes
 from trtforge.graph_api.matching import Match, Matcher, interior
@@ -95,6 +96,7 @@ class _Candidate:
 
     pattern: Pattern
     root: Tensor
+    results: tuple[Tensor | None, ...]
     gone: tuple[Node, ...]
     covered: tuple[Node, ...]
     inputs: tuple[Tensor | None, ...]
@@ -105,9 +107,15 @@ def fuse(network: Network, patterns: str | Iterable[str] = "all") -> FusionRepor
     """Replace subgraphs by registered ops, in place.
 
     ``patterns``: "all", or names of ops (``trtforge::fused_gemm`` or ``fused_gemm``) and of single patterns. Larger
-    matches go first, then earlier ones. A value inside a match must not be read elsewhere nor be an output; the op's
-    contract is held against the shapes before anything changes. Nodes that nothing reads are removed.
+    matches go first, then earlier ones. A value inside a match that the op does not give must not be read elsewhere
+    nor be an output; the op's contract is held against the shapes before anything changes. Nodes that nothing reads
+    are removed.
     """
+    with ranges.phase("fuse"):
+        return _fuse(network, patterns)
+
+
+def _fuse(network: Network, patterns: str | Iterable[str]) -> FusionReport:
     before = len(network.nodes)
     candidates: list[_Candidate] = []
     refusals: list[tuple[Tensor, Refusal]] = []
@@ -126,8 +134,15 @@ def fuse(network: Network, patterns: str | Iterable[str] = "all") -> FusionRepor
     for candidate in candidates:
         if not used.isdisjoint(candidate.gone):
             continue
+        place = _place(network, candidate, moved, used)
+        if place is None:
+            reason = "one of its results is read before all of its inputs are there"
+            names = tuple(n.name for n in candidate.gone)
+            pattern, at = candidate.pattern, _producer(candidate.root).name
+            refusals.append((candidate.root, Refusal(pattern.op.name, pattern.name, at, names, reason)))
+            continue
         used.update(candidate.gone)
-        node = _apply(network, candidate, moved)
+        node = _apply(network, candidate, moved, place)
         applied.append((candidate, node, [n.name for n in candidate.covered]))
     removed = {node.name: None for node in network.prune()}
     final = {node: i for i, node in enumerate(network.nodes)}
@@ -179,9 +194,12 @@ def _examine(matcher: Matcher, node: Node, position: Mapping[Node, int]) -> tupl
         gone = interior(covered, root)
         inputs = _op_inputs(matcher, match)
         attributes = _op_attributes(pattern, match)
-        reason = _escape(gone, root) or _unmet(matcher, match, root) or _contract(pattern.op, inputs, attributes, root)
+        results = matcher.replaced(match, root)
+        reason = (
+            _escape(gone, results) or _unmet(matcher, match, root) or _contract(pattern.op, inputs, attributes, results)
+        )
         if reason is None:
-            return _Candidate(pattern, root, tuple(gone), tuple(covered), inputs, attributes), None
+            return _Candidate(pattern, root, results, tuple(gone), tuple(covered), inputs, attributes), None
         if refusal is None:
             refusal = Refusal(pattern.op.name, pattern.name, node.name, tuple(n.name for n in gone), reason)
     return None, refusal
@@ -202,11 +220,11 @@ def _op_attributes(pattern: Pattern, match: Match) -> dict[str, Any]:
     return attributes
 
 
-def _escape(gone: list[Node], root: Tensor) -> str | None:
+def _escape(gone: list[Node], results: tuple[Tensor | None, ...]) -> str | None:
     inside = set(gone)
     for node in gone:
         for tensor in node.outputs:
-            if tensor is root:
+            if tensor in results:
                 continue
             if tensor.is_output:
                 return f"{tensor.name} inside it is an output of the network"
@@ -226,7 +244,9 @@ def _unmet(matcher: Matcher, match: Match, root: Tensor) -> str | None:
     return None
 
 
-def _contract(op: Op, inputs: tuple[Tensor | None, ...], attributes: dict[str, Any], root: Tensor) -> str | None:
+def _contract(
+    op: Op, inputs: tuple[Tensor | None, ...], attributes: dict[str, Any], results: tuple[Tensor | None, ...]
+) -> str | None:
     present = {name: t for name, t in zip(op.inputs, inputs) if t is not None}
     try:
         binding = op.bind(
@@ -234,28 +254,41 @@ def _contract(op: Op, inputs: tuple[Tensor | None, ...], attributes: dict[str, A
         )
     except ContractError as error:
         return str(error)
-    outputs = [(shape, binding.dtypes[name]) for name, shape in binding.outputs.items()]
-    if len(outputs) != 1:
-        return f"{op.name} has {len(outputs)} outputs, and a pattern replaces one value"
-    shape, dtype = outputs[0]
-    if tuple(shape) != tuple(root.shape) or dtype != root.dtype:
-        return f"{op.name} would give {dtype}{shapes.text(shape)} in place of {root.dtype}{shapes.text(root.shape)}"
+    for (name, shape), result in zip(binding.outputs.items(), results):
+        kind = binding.dtypes[name]
+        if result is not None and (tuple(shape) != tuple(result.shape) or kind != result.dtype):
+            gives, wanted = f"{kind}{shapes.text(shape)}", f"{result.dtype}{shapes.text(result.shape)}"
+            return f"{op.name} would give {gives} in place of {wanted}"
     return None
 
 
-def _apply(network: Network, candidate: _Candidate, moved: dict[Tensor, Tensor]) -> Node:
-    root = candidate.root
+def _place(network: Network, candidate: _Candidate, moved: dict[Tensor, Tensor], used: set[Node]) -> int | None:
+    """Where in the order of nodes the op can stand: where its first result was made, or, with several results, behind
+    the last of its inputs. None when something reads a result before that."""
+    position = {node: i for i, node in enumerate(network.nodes)}
+    results = [t for t in candidate.results if t is not None]
+    if len(results) == 1:
+        return position[_producer(candidate.root)]
+    inputs = [moved.get(t, t) for t in candidate.inputs if t is not None]
+    place = max((position[t.producer] + 1 for t in inputs if t.producer is not None), default=0)
+    inside = used.union(candidate.gone)
+    readers = [position[n] for t in results for n in t.consumers if n not in inside]
+    return place if place <= min(readers, default=place) else None
+
+
+def _apply(network: Network, candidate: _Candidate, moved: dict[Tensor, Tensor], place: int) -> Node:
     inputs = [None if t is None else moved.get(t, t) for t in candidate.inputs]
     scope = _common_scope([n.name for n in candidate.gone])
-    old = _producer(root)
     with network.scope(scope, absolute=True):
-        (fresh,) = network.emit(candidate.pattern.op.name, inputs, candidate.attributes)
-    node = _producer(fresh)
-    node.location = old.location
+        fresh = network.emit(candidate.pattern.op.name, inputs, candidate.attributes)
+    node = _producer(fresh[0])
+    node.location = _producer(candidate.root).location
     network.nodes.remove(node)
-    network.nodes.insert(network.nodes.index(old), node)
-    network.redirect(root, fresh)
-    moved[root] = fresh
+    network.nodes.insert(place, node)
+    for old, new in zip(candidate.results, fresh):
+        if old is not None:
+            network.redirect(old, new)
+            moved[old] = new
     return node
 
 

@@ -77,16 +77,23 @@ def _equal(wanted: Any, found: Any) -> bool:
 
 
 class Matcher:
-    """Lays one pattern over a graph. ``root`` is the traced value that the op's output replaces."""
+    """Lays one pattern over a graph. ``results`` are the traced values that the op's outputs replace, in order (None:
+    the subgraph has no such value); ``root`` is the first one."""
 
     def __init__(self, pattern: Pattern):
         self.pattern = pattern
         self.tracer = Tracer()
         self.inputs = {name: self.tracer.input(name) for name in pattern.inputs}
-        root = pattern.fn(self.tracer, *self.inputs.values())
-        if not isinstance(root, P) or root.kind != "node":
-            raise DeclarationError(f"the pattern {pattern.name!r} of {pattern.op.name} must return one traced value")
+        traced = pattern.fn(self.tracer, *self.inputs.values())
+        results = traced if isinstance(traced, tuple) else (traced,)
+        root = results[0]
+        if not isinstance(root, P) or root.kind != "node" or len(results) != len(pattern.op.outputs):
+            raise DeclarationError(
+                f"the pattern {pattern.name!r} of {pattern.op.name} must return one traced value for each output "
+                f"({', '.join(pattern.op.outputs)}), a node first, None where the subgraph has no such value"
+            )
         self.root = root
+        self.results: tuple[P | None, ...] = results
         self._forms: dict[P, list[P]] = {}
         self._derived: set[P] = set()
 
@@ -95,6 +102,20 @@ class Matcher:
         for match in self._match(self.root, tensor, Match()):
             if match.settled and all(p in match.values for p in self.inputs.values()):
                 yield match
+
+    def replaced(self, match: Match, tensor: Tensor) -> tuple[Tensor | None, ...]:
+        """The tensors that the outputs of the op replace: ``tensor``, where the match was found (its root, or a cast
+        of it), and the other results."""
+        return (tensor, *(None if p is None else self._tensor(p, match) for p in self.results[1:]))
+
+    def _tensor(self, p: P, match: Match) -> Tensor:
+        if p.kind != "output":
+            return match.values[p]
+        (first,) = p.inputs
+        assert first is not None
+        producer = match.values[first].producer
+        assert producer is not None
+        return producer.outputs[p.attributes["index"]]
 
     def _match(self, p: P, tensor: Tensor, match: Match) -> Iterator[Match]:
         if p in match.values:

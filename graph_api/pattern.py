@@ -71,7 +71,8 @@ class PatternShape:
 @dataclass(frozen=True, eq=False)
 class P:
     """A value of a pattern. ``kind``: node, input, capture (a scalar constant to bind), number, either (a choice
-    among ``inputs``), or equal (its input, if ``attributes["left"]`` and ``["right"]`` turn out equal)."""
+    among ``inputs``), equal (its input, if ``attributes["left"]`` and ``["right"]`` turn out equal), or output (another
+    output of the node that makes its input, the one of index ``attributes["index"]``)."""
 
     kind: str
     op: str = ""
@@ -168,6 +169,11 @@ class Tracer:
     def call(self, op: str, *inputs: P | None, **attributes: Any) -> P:
         """A registered op; attributes that are not given match any value."""
         return P("node", op, inputs, attributes)
+
+    def outputs(self, node: P, count: int) -> tuple[P, ...]:
+        """All outputs of an op that has ``count`` of them, ``node`` (what :meth:`call` gave) being the first. They can
+        be what the pattern returns, not what it computes with."""
+        return (node, *(P("output", inputs=(node,), attributes={"index": i}) for i in range(1, count)))
 
     def concat(self, tensors: Sequence[P], axis: int = -1) -> P:
         return self._node("concat", tuple(tensors), {"axis": axis})

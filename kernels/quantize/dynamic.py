@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from trtforge.kernels import Case, Cost, Launch, Op, Tensor, attr, cdiv, cuda, next_power_of_2, triton
-from trtforge.kernels.quantize import reference
+from trtforge.kernels.quantize import peers, reference
 from trtforge.kernels.quantize.granularity import (
     BLOCK,
     BLOCKWISE,
@@ -65,6 +65,7 @@ def dynamic(granularity: Granularity, doc: str, pairs: tuple[tuple[str, str], ..
     def _(d: Any) -> Cost:
         return Cost(flops=2 * rows_of(granularity, d) * d.K)
 
+    peers.dynamic(op, granularity)
     return op
 
 
@@ -312,5 +313,7 @@ def _(d: Any, t: Any) -> Launch:
         constants={"K": d.K, "PARTS": d.P},
     )
 
+
+peers.tensor(absmax_partials, quantize_tensor, PARTS)
 
 __all__ = ["absmax_partials", "quantize_block", "quantize_tensor", "quantize_tile", "quantize_token"]

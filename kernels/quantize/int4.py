@@ -6,7 +6,7 @@ import numpy as np
 
 from trtforge.bindings.dtypes import dtype
 from trtforge.kernels import Case, Cost, Launch, Op, Tensor, attr, cdiv, cuda, sym, triton
-from trtforge.kernels.quantize import reference
+from trtforge.kernels.quantize import peers, reference
 from trtforge.kernels.quantize.dynamic import SWEEP, row_kernels
 from trtforge.kernels.quantize.granularity import (
     BLOCK,
@@ -134,3 +134,4 @@ def _unpacking_kernels(op: Op, entry: str, scaled: int) -> None:
 
 _unpacking_kernels(unpack_int4, "unpack_int4", 0)
 _unpacking_kernels(dequantize_int4, "dequantize", 1)
+peers.int4(pack_int4, unpack_int4, dequantize_int4)

@@ -6,7 +6,7 @@ import numpy as np
 
 from trtforge.bindings.dtypes import dtype
 from trtforge.kernels import Cost, Launch, Op, attr, cdiv, cuda, triton
-from trtforge.kernels.quantize import reference
+from trtforge.kernels.quantize import peers, reference
 from trtforge.kernels.quantize.dynamic import SWEEP, VECTOR_COLUMNS
 from trtforge.kernels.quantize.granularity import (
     CODES,
@@ -89,6 +89,7 @@ def quantize_static(granularity: Granularity) -> Op:
     def _(d: Any, t: Any) -> Launch:
         return triton_sweep_launch(rows_of(granularity, d), d.K, t, group)
 
+    peers.static(op, granularity)
     return op
 
 
@@ -131,6 +132,7 @@ def dequantize(granularity: Granularity) -> Op:
     def _(d: Any, t: Any, dt: Any) -> Launch:
         return triton_sweep_launch(rows_of(granularity, d), d.K, t, group, FROM=dt.y)
 
+    peers.dequantization(op, granularity)
     return op
 
 

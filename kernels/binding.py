@@ -7,7 +7,7 @@ again with numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trtforge.bindings.dtypes import DTYPES, dtype
@@ -21,7 +21,8 @@ class Binding:
     """A call that fits the contract.
 
     ``dims``: every named dimension; ``attributes``: complete; ``dtypes``: of every present tensor; ``inputs`` and
-    ``outputs``: shape by name, in declared order, present ones only.
+    ``outputs``: shape by name, in declared order, present ones only. ``aliases``: the input that an output updates in
+    place, by output.
     """
 
     op: str
@@ -31,6 +32,7 @@ class Binding:
     has: Mapping[str, bool]
     inputs: Mapping[str, Shape]
     outputs: Mapping[str, Shape]
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     def context(self, **more: Any) -> dict[str, Any]:
         """The values that functions of a declaration may name."""
@@ -79,6 +81,7 @@ class Contract:
             has,
             {name: tuple(shapes[name]) for name in present},
             {name: self._output_shape(spec, dims, runs) for name, spec in self.outputs.items()},
+            {name: spec.alias for name, spec in self.outputs.items() if spec.alias},
         )
         self._check_rules(binding)
         return binding
@@ -254,6 +257,9 @@ class Contract:
             else:
                 for one in spec.dtype:
                     dtype(one)
+        updated = [spec.alias for spec in self.outputs.values() if spec.alias]
+        if len(set(updated)) < len(updated):
+            raise DeclarationError(f"{self.op}: two outputs update one input in place: {', '.join(updated)}")
         for name, spec in self.outputs.items():
             if spec.optional:
                 raise DeclarationError(f"{self.op}: output {name!r} cannot be optional")

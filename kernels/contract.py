@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from trtforge.bindings.dtypes import DType
 from trtforge.bindings.errors import ContractError, DeclarationError, UnknownNameError
 from trtforge.kernels.dims import Expr, IntLike
 
@@ -43,6 +44,7 @@ class Tensor:
     ``dims``: names, ints, expressions over names, and at most one leading ``"*NAME"``, a run of zero or more
     dimensions whose product is NAME. ``dtype``: one name, several, the name of another tensor, or ``attr(...)``.
     ``sample(rng, shape, d, a)``: any subset of these parameters; makes test data where N(0, 1) is not right.
+    ``alias``: an output that is an input updated in place, named here instead of dims and dtype, which are the input's.
     """
 
     dims: tuple[Any, ...]
@@ -50,15 +52,22 @@ class Tensor:
     optional: bool
     sample: Callable[..., np.ndarray] | None
     doc: str
+    alias: str
 
     def __init__(
         self,
         *dims: str | int | Expr,
-        dtype: str | Sequence[str] | AttributeRef,
+        dtype: str | Sequence[str] | AttributeRef = "",
         optional: bool = False,
         sample: Callable[..., np.ndarray] | None = None,
         doc: str = "",
+        alias: str = "",
     ):
+        if bool(alias) == bool(dtype) or (alias and dims):
+            raise DeclarationError(
+                f"a tensor has a dtype, or an alias whose dims and dtype it takes; got dims {dims}, dtype {dtype!r}, "
+                f"alias {alias!r}"
+            )
         for i, d in enumerate(dims):
             if isinstance(d, str) and d.startswith("*") and i:
                 raise DeclarationError(f"{d!r} must be the first dimension, got position {i} of {dims}")
@@ -67,6 +76,19 @@ class Tensor:
         object.__setattr__(self, "optional", optional)
         object.__setattr__(self, "sample", sample)
         object.__setattr__(self, "doc", doc)
+        object.__setattr__(self, "alias", alias)
+
+    def updating(self, inputs: Mapping[str, Tensor], op: str) -> Tensor:
+        """An aliased output with the dims and dtype of its input; any other tensor as it is."""
+        if not self.alias:
+            return self
+        source = inputs.get(self.alias)
+        if source is None or source.optional:
+            what = "is optional" if source else "is no input"
+            raise DeclarationError(f"{op}: an output is an alias of {self.alias!r}, which {what}")
+        made = Tensor(*source.dims, dtype=self.alias, doc=self.doc or f"{self.alias}, updated in place")
+        object.__setattr__(made, "alias", self.alias)
+        return made
 
     @property
     def run(self) -> str | None:
@@ -254,13 +276,14 @@ class Names:
 
 
 @lru_cache(maxsize=4096)
-def _parameter_names(fn: Callable[..., Any]) -> tuple[str, ...]:
+def parameter_names(fn: Callable[..., Any]) -> tuple[str, ...]:
+    """The values that a function of a declaration asks for."""
     return tuple(inspect.signature(fn).parameters)
 
 
 def call_by_name(fn: Callable[..., Any], **available: Any) -> Any:
     """Call a function of a declaration with those of the available values that it names."""
-    wanted = _parameter_names(fn)
+    wanted = parameter_names(fn)
     unknown = [name for name in wanted if name not in available]
     if unknown:
         raise DeclarationError(
@@ -274,3 +297,13 @@ def grid(where: Callable[..., bool] | None = None, **parameters: Sequence[Any]) 
     """The product table of tactics; ``where(t)`` keeps some of it."""
     table = [dict(zip(parameters, values)) for values in itertools.product(*parameters.values())]
     return tuple(t for t in table if where is None or where(Names("tactic parameter", t)))
+
+
+def plain_sample(rng: np.random.Generator, shape: tuple[int, ...], kind: DType) -> np.ndarray:
+    """Test data where a declaration says nothing: N(0, 1), or integers of the type within -128 to 255."""
+    if kind.floating:
+        return rng.standard_normal(shape, dtype=np.float32)
+    if kind.name == "bool":
+        return rng.integers(0, 2, shape)
+    info = np.iinfo(kind.numpy)
+    return rng.integers(max(info.min, -128), min(info.max, 255) + 1, shape)

@@ -13,15 +13,19 @@ from trtforge.bindings.errors import DeclarationError, ForgeError
 from trtforge.kernels.binding import Binding
 from trtforge.kernels.contract import Launch
 from trtforge.kernels.dims import INTEGER_OPERATIONS, IntLike, free_symbols, lower
-from trtforge.kernels.op import Kernel
+from trtforge.kernels.op import Kernel, Op
 
 #: What TensorRT's symbolic integers can express (DimensionOperation; % as a - a // b * b).
 _EXPRESSIBLE = {name: INTEGER_OPERATIONS[name] for name in ("+", "*", "//", "%", "cdiv", "min", "max")}
 
 
+#: ``trt.PreviewFeature`` that the builder's configuration must enable where plugins have aliased outputs.
+ALIASING = "ALIASED_PLUGIN_IO_10_03"
+
+
 @dataclass(frozen=True)
 class Eligibility:
-    """``reason`` says why not; ``static`` names the dimensions that must be fixed when the engine is built."""
+    """``reason`` says why not, or what else an engine needs; ``static``: dimensions to fix when it is built."""
 
     aot: bool
     reason: str = ""
@@ -56,6 +60,17 @@ def static_symbols(launch: Launch) -> set[str]:
     return names
 
 
+def updates_in_place(op: Op) -> str:
+    """What a network must ask for so that an op may update its inputs, "" for an op that does not.
+
+    NVIDIA's layer takes aliased outputs of JIT and AOT plugins alike (``TensorDesc.aliased``); the kernel is then given
+    one address twice.
+    """
+    if not op.aliases:
+        return ""
+    return f"updates {', '.join(op.aliases.values())} in place: with the preview feature {ALIASING}"
+
+
 def serving_binding(kernel: Kernel, tactic: int, target: Architecture) -> Binding | None:
     """A declared case that the kernel serves with this tactic."""
     op = kernel.op
@@ -81,7 +96,7 @@ def aot_eligibility(kernel: Kernel) -> Eligibility:
             launch = kernel.launch(binding.symbolic(), tactic, target)
             obstacle = launch_obstacle(kernel, tactic, launch)
             if obstacle is None:
-                return Eligibility(True, static=tuple(sorted(static_symbols(launch))))
+                return Eligibility(True, updates_in_place(kernel.op), tuple(sorted(static_symbols(launch))))
             reason = obstacle
         except ForgeError as error:
             reason = f"its geometry cannot be written over symbolic dimensions: {error}"

@@ -159,6 +159,9 @@ def _describe(holder: Registered, *descriptors: Any, **fields: Any) -> Any:
     call = bind_descriptors(spec, descriptors, attributes)
     outputs = []
     for name, shape in call.binding.outputs.items():
+        if name in spec.op.aliases:
+            outputs.append(descriptors[spec.inputs.index(spec.op.aliases[name])].aliased())
+            continue
         sizes = tuple(to_shape_expr(layer, size, call, descriptors) for size in shape)
         outputs.append(layer.plugin.from_shape_expr(sizes, to_tensorrt(layer, call.binding.dtypes[name])))
     return tuple(outputs)

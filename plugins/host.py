@@ -8,7 +8,7 @@ and ``enqueue`` (JIT). Symbolic results are values that can be evaluated for any
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,6 +131,13 @@ class Hosted:
 
     def enqueue(self, tactic: int, shapes: Shapes, pointers: Sequence[int], stream: int = 0) -> None:
         """Run the JIT plugin, re-created from its serialized form, on device pointers (inputs, then outputs)."""
+        self.enqueuer(tactic, shapes)(pointers, stream)
+
+    def enqueuer(self, tactic: int, shapes: Shapes) -> Callable[[Sequence[int], int], None]:
+        """What an execution context keeps for these shapes: a function of (pointers, stream) that calls ``enqueue``.
+
+        The plugin is re-created from its serialized form once; every call goes through NVIDIA's Python layer.
+        """
         self._require(tactic)
         plugin = self.reloaded()
         plugin.set_tactic(tactic)
@@ -139,10 +146,14 @@ class Hosted:
         plain = [_plain(self.layer, d.desc.type, shape) for d, shape in zip(self.descriptors, every)]
         strides = [_strides(shape) for shape in every]
         n = len(inputs)
-        with building_for(self.target):
-            plugin.enqueue(
-                plain[:n], plain[n:], list(pointers[:n]), list(pointers[n:]), strides[:n], strides[n:], stream
-            )
+
+        def call(pointers: Sequence[int], stream: int = 0) -> None:
+            with building_for(self.target):
+                plugin.enqueue(
+                    plain[:n], plain[n:], list(pointers[:n]), list(pointers[n:]), strides[:n], strides[n:], stream
+                )
+
+        return call
 
     def _require(self, tactic: int) -> None:
         if tactic not in self.tactics:
@@ -247,6 +258,10 @@ def _ask(
     output_exprs = plugin.get_output_shapes([DimsExprs(e) for e in expressions.values()], [], ExprBuilder())
     if not len(output_types) == len(output_exprs) == plugin.num_outputs == len(spec.outputs):
         raise DeclarationError(f"{spec.plugin_id}: {len(output_types)} types for {len(spec.outputs)} outputs")
+    updated = [plugin.get_aliased_input(i) for i in range(plugin.num_outputs)]
+    wanted_updates = [spec.inputs.index(spec.op.aliases[n]) if n in spec.op.aliases else -1 for n in spec.outputs]
+    if updated != wanted_updates:
+        raise DeclarationError(f"{spec.plugin_id}: outputs are aliases of inputs {updated}, declared {wanted_updates}")
     ends = (profile.smallest, profile.optimal, profile.largest)
     descriptors = []
     for name, kind in zip(spec.inputs, input_types):

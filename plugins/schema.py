@@ -98,7 +98,7 @@ class PluginSpec:
 
     def schema(self, layer: Layer) -> tuple[Any, ...]:
         """What TensorRT was told: a plugin cannot change it once it is registered."""
-        return self.inputs, len(self.outputs), tuple(self.attributes(layer).items())
+        return self.inputs, len(self.outputs), tuple(self.attributes(layer).items()), tuple(self.op.aliases.items())
 
     def signature(self, layer: Layer, role: str) -> inspect.Signature:
         """The signature that NVIDIA's validator wants of "register", "autotune", "aot_impl" or "impl"."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from trtforge.bindings import ranges
 from trtforge.bindings.errors import GraphError
 
 if TYPE_CHECKING:
@@ -59,4 +60,5 @@ def build(network: Network, backend: str, **options: Any) -> Executable:
     """Build with the backend of that name; raises GraphError for an unknown one."""
     if backend not in BACKENDS:
         raise GraphError(f"there is no backend {backend!r}; accepted: {', '.join(BACKENDS)}")
-    return BACKENDS[backend](network, **options)
+    with ranges.phase("build"):
+        return BACKENDS[backend](network, **options)

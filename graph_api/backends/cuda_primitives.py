@@ -157,20 +157,6 @@ def _batched(cp: Any, x: Any, batch: tuple[int, ...]) -> tuple[Any, int]:
     return full, x.shape[-2] * x.shape[-1]
 
 
-#: Element i of new [B, H, S, D] goes to row positions[b] + s of cache [B, H, capacity, D].
-KV_CACHE_UPDATE: Source = (
-    "T fresh, raw int32 positions, int32 heads, int32 rows, int32 width, int32 capacity",
-    "raw T cache",
-    """
-    const long long d = i % width, s = (i / width) % rows;
-    const long long h = (i / (static_cast<long long>(width) * rows)) % heads;
-    const long long b = i / (static_cast<long long>(width) * rows * heads);
-    const long long row = positions[b] + s;
-    if (row >= 0 && row < capacity) cache[((b * heads + h) * capacity + row) * width + d] = fresh;
-    """,
-)
-
-
 def rope_source(dtype: str) -> Source:
     """Element d of a row turns with d + half (first half) or d - half (second half)."""
     storage = storage_name(dtype)
@@ -193,14 +179,6 @@ def rope_source(dtype: str) -> Source:
 @cache
 def _kernel(cp: Any, source: Source, name: str) -> Any:
     return cp.ElementwiseKernel(*source, name, preamble=PREAMBLE)
-
-
-def run_kv_cache_update(cp: Any, cache_array: Any, new: Any, positions: Any) -> Any:
-    """Write in place; rows outside the cache are dropped."""
-    _, heads, rows, width = new.shape
-    kernel = _kernel(cp, KV_CACHE_UPDATE, "forge_kv_cache_update")
-    kernel(new, positions, heads, rows, width, cache_array.shape[2], cache_array)
-    return cache_array
 
 
 def run_rope(cp: Any, x: Any, cos: Any, sin: Any, dtype: str) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from trtforge.bindings import ranges
 from trtforge.graph_api.backends import cuda_primitives as on_cuda
 from trtforge.graph_api.backends.cublas import WORKSPACE_BYTES, Gemm
 from trtforge.graph_api.primitive import PRIMITIVES
@@ -15,6 +16,7 @@ from trtforge.kernels import registry
 from trtforge.kernels.plan import Plan, plan
 
 BEST_ALIGNMENT = 256
+_CACHE_UPDATE = "trtforge::kv_cache_update"
 
 
 class NodeRunner:
@@ -34,6 +36,10 @@ class NodeRunner:
 
     def run(self, node: Node, arrays: Sequence[Any], dims: Mapping[str, int], outputs: Sequence[Any] = ()) -> list[Any]:
         """The node's results: new arrays, or for a registered op ``outputs`` where they are given."""
+        with ranges.node(node.name, node.op):
+            return self._run(node, arrays, dims, outputs)
+
+    def _run(self, node: Node, arrays: Sequence[Any], dims: Mapping[str, int], outputs: Sequence[Any]) -> list[Any]:
         attributes = {k: resolve(v, dims) for k, v in node.attributes.items()}
         sizes = [resolve(t.shape, dims) for t in node.outputs]
         if node.op in PRIMITIVES:
@@ -52,8 +58,7 @@ class NodeRunner:
             a, b = arrays
             return on_cuda.run_matmul(cp, self.gemm, a, b, output, shape, **attributes)
         if node.op == "kv_cache_update":
-            self.placement[node.name] = "CuPy kernel, in place"
-            return on_cuda.run_kv_cache_update(cp, *arrays)
+            return self._cache_update(node, arrays)
         if node.op == "rope":
             self.placement[node.name] = "CuPy kernel"
             x, cos, sin = arrays
@@ -68,17 +73,39 @@ class NodeRunner:
     def _registered(
         self, node: Node, arrays: Sequence[Any], attributes: dict[str, Any], outputs: Sequence[Any]
     ) -> None:
-        cp = self._cp
-        present = {n: cp.ascontiguousarray(a) for n, a in zip(node.input_names, arrays) if a is not None}
+        contiguous = self._cp.ascontiguousarray
+        present = {n: contiguous(a) for n, a in zip(node.input_names, arrays) if a is not None}
+        dtypes = {name: t.dtype for name, t in node.named_inputs().items()}
+        self._launch(node, node.op, present, {n: a.shape for n, a in present.items()}, dtypes, attributes, outputs)
+
+    def _cache_update(self, node: Node, arrays: Sequence[Any]) -> Any:
+        """The cache itself, written to by the registered op; whatever its dtype is, bytes are moved."""
+        cache, new, positions = arrays
+        present = {"cache": cache, "new": self._cp.ascontiguousarray(new), "positions": positions}
+        width = cache.dtype.itemsize
+        shapes = {n: (*a.shape[:-1], a.shape[-1] * width) for n, a in present.items() if n != "positions"}
+        shapes["positions"] = positions.shape
+        dtypes = {"cache": "int8", "new": "int8", "positions": "int32"}
+        self._launch(node, _CACHE_UPDATE, present, shapes, dtypes, {}, [cache])
+        return cache
+
+    def _launch(
+        self,
+        node: Node,
+        op: str,
+        present: Mapping[str, Any],
+        shapes: Mapping[str, tuple[int, ...]],
+        dtypes: Mapping[str, str],
+        attributes: Mapping[str, Any],
+        outputs: Sequence[Any],
+    ) -> None:
         pointers = [a.data.ptr for a in (*present.values(), *outputs)]
         low_bits = 0
         for pointer in pointers:
             low_bits |= pointer
         alignment = min(BEST_ALIGNMENT, low_bits & -low_bits) if low_bits else BEST_ALIGNMENT
-        shapes_in = {name: a.shape for name, a in present.items()}
-        key = (node.name, tuple(shapes_in.values()), alignment)
+        key = (node.name, tuple(shapes.values()), alignment)
         if key not in self._plans:
-            dtypes = {name: t.dtype for name, t in node.named_inputs().items()}
-            self._plans[key] = plan(registry.get(node.op), shapes_in, dtypes, attributes, alignment=alignment)
+            self._plans[key] = plan(registry.get(op), shapes, dtypes, attributes, alignment=alignment)
         self.placement[node.name] = self._plans[key].label
         self._plans[key].launch(pointers, self._stream.ptr)

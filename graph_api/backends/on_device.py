@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from trtforge.bindings import ranges
 from trtforge.bindings.device import current_ordinal, require_gpu
 from trtforge.bindings.dtypes import DTYPES
 from trtforge.bindings.errors import DeviceError, ForgeError
@@ -63,7 +64,7 @@ class OnDevice(Executable):
         self._stream = cp.cuda.Stream(non_blocking=True)
         self._captured: OrderedDict[Key, Captured] = OrderedDict()
         self._seen: set[Key] = set()
-        with self._scope():
+        with self._scope(), ranges.phase("upload"):
             self._weights = {name: self._upload(self.weights[name]) for name in uploaded}
             self._constants = {name: self._upload(t.value) for name, t in network.constants.items()}
             self._states = {
@@ -129,7 +130,7 @@ class OnDevice(Executable):
             buffer.set(storage(host[name]), stream=self._stream)
         if not capture or not self._before_capture(static, dims):
             return self._run(static, dims)
-        with _no_collection():
+        with _no_collection(), ranges.phase("capture", key):
             self._stream.begin_capture()
             try:
                 outputs = self._run(static, dims)
@@ -138,7 +139,8 @@ class OnDevice(Executable):
         while len(self._captured) >= self.graphs_kept:
             self._forget(self._captured.popitem(last=False)[0])
         self._captured[key] = Captured(graph, static, outputs)
-        graph.launch(self._stream)
+        with ranges.phase("replay", key):
+            graph.launch(self._stream)
         return outputs
 
     def _replay(self, key: Key, host: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
@@ -146,7 +148,8 @@ class OnDevice(Executable):
         self._captured.move_to_end(key)
         for name, buffer in captured.inputs.items():
             buffer.set(storage(host[name]), stream=self._stream)
-        captured.graph.launch(self._stream)
+        with ranges.phase("replay", key):
+            captured.graph.launch(self._stream)
         return captured.outputs
 
     # --- memory --------------------------------------------------------------------------------------------------

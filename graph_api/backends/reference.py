@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from trtforge.bindings import ranges
 from trtforge.bindings.dtypes import DTYPES
 from trtforge.bindings.errors import ForgeError, GraphError
 from trtforge.graph_api.executable import Executable
@@ -87,7 +88,8 @@ class ReferenceExecutable(Executable):
             for name, tensor in tensors.items():
                 values[id(tensor)] = arrays[name]
         for (node, attributes, sizes), dropped in zip(self._at(dims), self._drop):
-            self._run(node, attributes, sizes, values)
+            with ranges.node(node.name, node.op):
+                self._run(node, attributes, sizes, values)
             for key in dropped:
                 del values[key]
         return {name: self._result(values[id(t)]) for name, t in network.outputs.items()}

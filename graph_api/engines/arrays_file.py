@@ -16,7 +16,7 @@ import numpy as np
 
 from trtforge.bindings.dtypes import DTYPES, dtype, name_of
 from trtforge.bindings.errors import ContractError, UsageError
-from trtforge.graph_api.engines.plan_file import replace_file
+from trtforge.bindings.files import replace_file
 
 TABLE = "__dtypes__"
 

@@ -13,11 +13,11 @@ import numpy as np
 
 from trtforge.bindings import device
 from trtforge.bindings.errors import CompileError, UsageError
+from trtforge.bindings.files import replace_file
 from trtforge.graph_api.engines import rules_compute, rules_elementwise, rules_layout
 from trtforge.graph_api.engines.library import errors_of, log_of
 from trtforge.graph_api.engines.lowering import RULES, Lowering
 from trtforge.graph_api.engines.partition import Piece
-from trtforge.graph_api.engines.plan_file import replace_file
 from trtforge.graph_api.engines.plugins import add_registered
 from trtforge.graph_api.engines.progress import monitor_of
 from trtforge.graph_api.network import Network

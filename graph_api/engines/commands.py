@@ -15,6 +15,7 @@ import numpy as np
 from trtforge.bindings import device
 from trtforge.bindings.architectures import Architecture, architecture
 from trtforge.bindings.errors import ContractError, UsageError
+from trtforge.bindings.files import replace_file
 from trtforge.graph_api.backends import default_fusion
 from trtforge.graph_api.engines.arrays_file import load_arrays, save_arrays
 from trtforge.graph_api.engines.builder import BuildOptions
@@ -22,7 +23,7 @@ from trtforge.graph_api.engines.library import FLAVORS
 from trtforge.graph_api.engines.models import open_model
 from trtforge.graph_api.engines.partition import KERNEL
 from trtforge.graph_api.engines.plan import Plan, arena_bytes, corner_sizes, load, read_plan, save_plan
-from trtforge.graph_api.engines.plan_file import MAGIC, replace_file
+from trtforge.graph_api.engines.plan_file import MAGIC
 from trtforge.graph_api.llm.sampling import Sampling
 from trtforge.graph_api.llm.session import GenerationResult, Session
 from trtforge.graph_api.network import Network

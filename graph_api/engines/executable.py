@@ -21,11 +21,12 @@ from typing import Any
 
 import numpy as np
 
+from trtforge.bindings import ranges
 from trtforge.bindings.dtypes import DTYPES
-from trtforge.bindings.errors import ForgeError
+from trtforge.bindings.errors import ForgeError, GraphError
 from trtforge.graph_api.backends.cuda_primitives import storage_name
 from trtforge.graph_api.backends.nodes import NodeRunner
-from trtforge.graph_api.backends.on_device import Key, OnDevice
+from trtforge.graph_api.backends.on_device import Captured, Key, OnDevice
 from trtforge.graph_api.engines.library import LOGGER
 from trtforge.graph_api.engines.memory import Arena, Block, plan_arena
 from trtforge.graph_api.engines.partition import VIEW, Partition, Piece, Single
@@ -159,6 +160,15 @@ class EngineExecutable(OnDevice):
         """Bytes of the arena: values, inputs, outputs and scratch memory."""
         return int(self._memory.nbytes)
 
+    def captured(self, **dims: int) -> Captured:
+        """The CUDA graph for these dimensions with its buffers, for measurements. Raises GraphError without one."""
+        found = self._captured.get(tuple(sorted(dims.items())))
+        if found is None:
+            raise GraphError(
+                f"network {self.network.name!r} has no graph for {dims}; call it twice with that size first"
+            )
+        return found
+
     def save_runtime_cache(self) -> None:
         """Write the kernels compiled so far to the file that ``runtime_cache`` named (TensorRT for RTX)."""
         self._runtime.save_cache()
@@ -222,7 +232,8 @@ class EngineExecutable(OnDevice):
         scratch = bound.memory.data.ptr + bound.arena.offsets[f"scratch of {piece.name}"]
         tensors = (*piece.inputs, *piece.carriers, *piece.outputs)
         addresses = {t.name: arrays[t].data.ptr for t in tensors}
-        bound.contexts[piece.name].run(addresses, scratch, self._stream.ptr)
+        with ranges.node(piece.name, "engine"):
+            bound.contexts[piece.name].run(addresses, scratch, self._stream.ptr)
 
     def _run_single(self, single: Single, arrays: Mapping[Tensor, Any], dims: Mapping[str, int]) -> None:
         node = single.node

@@ -18,13 +18,13 @@ import json
 import mmap
 import os
 import struct
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trtforge.bindings.errors import PlanError
+from trtforge.bindings.files import replace_file
 
 MAGIC = b"TRTFORGE"
 FORMAT = 1
@@ -46,33 +46,6 @@ class PlanFile:
         return self.path.stat().st_size
 
 
-def replace_file(path: Path, chunks: Iterable[bytes | memoryview]) -> int:
-    """Write a file under a temporary name beside ``path`` and rename it; returns its size in bytes.
-
-    At no time is there half a file under the name. Raises PlanError where it cannot be written.
-    """
-    path = Path(path)
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            size = sum(file.write(chunk) for chunk in chunks)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes it private; a plan has the rights of any new file
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        raise PlanError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-    return size
-
-
 def canonical(value: Any) -> bytes:
     """JSON in one form only, so that equal contents have equal digests."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
@@ -88,7 +61,7 @@ def digest(data: bytes | memoryview) -> str:
 
 
 def write_plan(path: str | Path, header: dict[str, Any], blobs: Sequence[bytes]) -> int:
-    """Write a plan file atomically; returns its size in bytes."""
+    """Write a plan file atomically; returns its size in bytes. Raises FileError."""
     table = [{"size": len(b), "sha256": digest(b)} for b in blobs]
     text = canonical({**header, "blobs": table})
     prefix = _PREFIX.pack(MAGIC, FORMAT, len(text), hashlib.sha256(text).digest())

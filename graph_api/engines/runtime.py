@@ -11,9 +11,9 @@ import numpy as np
 
 from trtforge.bindings.dtypes import DTYPES
 from trtforge.bindings.errors import DeviceError
-from trtforge.graph_api.engines.library import errors_of, log_of, type_of
+from trtforge.bindings.files import replace_file
+from trtforge.graph_api.engines.library import LOGGER, errors_of, log_of, type_of
 from trtforge.graph_api.engines.partition import Piece
-from trtforge.graph_api.engines.plan_file import replace_file
 
 #: How TensorRT for RTX treats kernels for one shape: a generic one, one compiled in the background, or at once.
 SPECIALIZATIONS = ("NONE", "LAZY", "EAGER")
@@ -32,9 +32,11 @@ class Runtime:
         """Give a runtime configuration the shared cache."""
         if self.cache is None:
             self.cache = config.create_runtime_cache()
-            if self._file is not None and self._file.is_file():
-                self.cache.deserialize(self._file.read_bytes())
-        config.set_runtime_cache(self.cache)
+            known = self._file.read_bytes() if self._file is not None and self._file.is_file() else b""
+            if known and not self.cache.deserialize(known):
+                LOGGER.warning("the runtime cache %s is not taken: %s", self._file, errors_of(self.trt))
+        if not config.set_runtime_cache(self.cache):
+            LOGGER.warning("the runtime cache is not used: %s", errors_of(self.trt))
 
     def save_cache(self) -> None:
         """Write the compiled kernels to the cache file, where one was named."""
@@ -52,6 +54,22 @@ class Engine:
         self.engine = runtime.runtime.deserialize_cuda_engine(data)
         if self.engine is None:
             raise DeviceError(f"{piece.name} cannot be loaded: {errors_of(self.trt)}")
+        self._check_aliases()
+
+    def _check_aliases(self) -> None:
+        """What the library writes into the buffer of an input (KV caches) must be that buffer here too."""
+        aliased = getattr(self.engine, "get_aliased_input_tensor", None)
+        if aliased is None:
+            return
+        for tensor in self.piece.outputs:
+            wanted, found = self.piece.aliases.get(tensor.name), aliased(tensor.name) or None
+            if found is not None and found != wanted:
+                raise DeviceError(
+                    f"{self.piece.name}: the library writes {tensor.name} into the buffer of {found}, and the graph "
+                    f"into {wanted or 'memory of its own'}; build the engine again with this version of the kit"
+                )
+            if found != wanted:
+                LOGGER.warning("%s: %s is not known to be written into %s", self.piece.name, tensor.name, wanted)
 
     def context(self, specialization: str) -> Context:
         """A context with memory of the caller's; ``specialization`` is one of SPECIALIZATIONS."""
@@ -132,6 +150,7 @@ class Context:
         """Enqueue on ``stream``. ``addresses``: of inputs and outputs by name; ``scratch``: of the scratch memory."""
         self._context.set_device_memory(scratch, self._scratch)
         for name, address in addresses.items():
-            self._context.set_tensor_address(name, address)
+            if not self._context.set_tensor_address(name, address):
+                raise DeviceError(f"{self.engine.piece.name} refuses {name}: {errors_of(self.engine.trt)}")
         if not self._context.execute_async_v3(stream):
             raise DeviceError(f"{self.engine.piece.name} did not run: {errors_of(self.engine.trt)}")

@@ -345,6 +345,11 @@ def call(op: str, *inputs: Any, **options: Any) -> Any:
     Inputs by position or name, attributes by name. Returns a Tensor, or a tuple if the op has several outputs.
     """
     registered = registry.get(op)
+    if registered.aliases:
+        raise GraphError(
+            f"{op} updates {', '.join(registered.aliases.values())} in place, and graph nodes make new values; in a "
+            "network use functional.kv_cache_update on a state"
+        )
     names = list(registered.inputs)
     if len(inputs) > len(names):
         raise GraphError(f"{op}: {len(inputs)} inputs were given; inputs: {registered.contract.signature()}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from trtforge.bindings import ranges
 from trtforge.bindings.device import has_gpu
 from trtforge.bindings.errors import UsageError
 from trtforge.bindings.optional import available
@@ -136,7 +137,9 @@ class Session:
         """Feed the first tokens, int32 ``[B, S]``, 512 at a time; returns the logits ``[B, vocab_size]``."""
         for start in range(0, tokens.shape[1], LONGEST_STEP):
             positions = np.full(self.batch, start, np.int32)
-            logits = self.step(np.ascontiguousarray(tokens[:, start : start + LONGEST_STEP]), positions)
+            chunk = np.ascontiguousarray(tokens[:, start : start + LONGEST_STEP])
+            with ranges.phase("prefill", (("start", start), ("tokens", chunk.shape[1]))):
+                logits = self.step(chunk, positions)
         return logits
 
     def tokens(self, prompt: list[int], sampler: Sampler) -> Iterator[int]:
@@ -147,7 +150,8 @@ class Session:
             yield token
             if token in self.config.eos_token_ids or position + 1 == self.max_length:
                 return
-            logits = self.step(np.array([[token]], np.int32), np.array([position], np.int32))
+            with ranges.phase("decode"):
+                logits = self.step(np.array([[token]], np.int32), np.array([position], np.int32))
 
     def generate(
         self,

@@ -1,35 +1,38 @@
-"""Write the pages that are made from data: docs/ops/*.md from declarations, docs/results.md from committed results.
+"""Write what is made from data: docs/ops/*.md from declarations; results, plots and README's figures from raw files.
 
-``python docs/generate.py`` rewrites them; ``--check`` exits with 1 when a page differs from what would be written.
+``python docs/generate.py`` rewrites what is out of date; ``--check`` writes nothing and exits with 1 when something is.
+A plot is current when it carries the digest of the numbers it should show (its bytes differ between versions of
+fonts and of Matplotlib); ``--redraw`` draws all plots anew.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import importlib.util
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
+import performance
+from tables import table
+
+from trtforge.bindings.errors import MissingDependencyError
+from trtforge.bindings.files import replace_file
+from trtforge.harness import plots
 from trtforge.harness.compare import tolerance_of
+from trtforge.harness.plot_data import Figure
 from trtforge.kernels import Op, registry
 from trtforge.kernels.contract import Attr, AttributeRef, Tensor
 from trtforge.plugins.eligibility import aot_eligibility
 
-DOCS = Path(__file__).parent
-RESULTS = DOCS.parent / "benchmarks" / "results"
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+RESULTS = ROOT / "benchmarks" / "results"
 EXACT = 1e-20  # a relative error that no rounding is as small as
 NAMES_SHOWN = 6
 NOTE = "<!-- Written by docs/generate.py; change the declaration (or the result) and run it again. -->\n"
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
 
 
 def _dtype(spec: Tensor) -> str:
@@ -113,84 +116,73 @@ def index_page(ops: Sequence[Op]) -> str:
     return "\n".join(["# Ops\n", NOTE, table(("op", "what it computes", "kernels"), rows)])
 
 
-def results_page() -> str:
-    """Every committed run: kernels against their references, then against the libraries."""
-    parts = ["# Results\n", NOTE]
-    for path in sorted(RESULTS.glob("*/check.json")):
-        data = json.loads(path.read_text())
-        parts.append(
-            _heading(data["about"], path, "trtforge check --device cuda --report FILE", "Every kernel checked")
-        )
-        parts.append(
-            "One row is a kernel × tactic × case × dtype, launched with poisoned outputs between guard bands and held "
-            "against the NumPy reference; skipped are combinations that a kernel refuses.\n"
-        )
-        rows = [
-            (k["op"], k["kernel"], k["passed"], k["failed"], k["skipped"], _share(k["worst_over_tolerance"]))
-            for k in data["kernels"]
-        ]
-        parts.append(table(("op", "kernel", "passed", "failed", "skipped", "worst error, of the tolerance"), rows))
-    for path in sorted(RESULTS.glob("*/libraries.json")):
-        data = json.loads(path.read_text())
-        parts.append(_heading(data["about"], path, "python benchmarks/against_libraries.py --json FILE", "Libraries"))
-        parts.append(
-            "Contenders alternate in one process, cold L2, N(0, 1) inputs, medians; each output was checked in the "
-            "same run.\n"
-        )
-        for op in dict.fromkeys(r["op"] for r in data["results"]):
-            parts.append(f"### {op}\n\n" + _comparison([r for r in data["results"] if r["op"] == op]))
-    return "\n".join(parts)
-
-
-def _share(worst: float | None) -> str:
-    return "-" if worst is None else f"{worst:.0%}"
-
-
-def _heading(about: dict[str, Any], path: Path, command: str, title: str) -> str:
-    skipped = ("gpu", "date", "remark", "architecture")
-    versions = ", ".join(f"{k} {v}" for k, v in about.items() if k not in skipped)
-    remark = f" {about['remark'][0].upper()}{about['remark'][1:]}." if "remark" in about else ""
-    source = path.relative_to(DOCS.parent)
-    return f"## {title}: {about['gpu']}, {about['date']}\n\nFrom `{source}`, made by `{command}`. {versions}.{remark}\n"
-
-
-def _comparison(results: list[dict[str, Any]]) -> str:
-    rows = []
-    for case in dict.fromkeys(r["case"] for r in results):
-        members = [r for r in results if r["case"] == case and r["microseconds"]]
-        ours = next((r for r in members if r["contender"].startswith("ours") and "triton" not in r["contender"]), None)
-        if ours is None:
-            continue
-        others = [
-            f"{r['contender'].removeprefix('ours: ')} {r['rate']:g} ({r['microseconds'] / ours['microseconds']:.2f}×)"
-            for r in members
-            if r is not ours
-        ]
-        kernel = ours["contender"].removeprefix("ours: ").split(" [")[0]
-        rows.append((case, f"{ours['rate']:g} {ours['unit']} ({kernel})", "<br>".join(others)))
-    return table(("case", "ours", "others: rate (their time over ours)"), rows)
-
-
-def pages() -> dict[Path, str]:
+def pages(results: Path = RESULTS) -> dict[Path, str]:
     """Every generated page by its path."""
     ops = [op for op in registry.ops() if op.name.startswith("trtforge::")]
     found = {DOCS / "ops" / f"{op.name.split('::')[1]}.md": op_page(op) for op in ops}
     found[DOCS / "ops" / "README.md"] = index_page(ops)
-    found[DOCS / "results.md"] = results_page()
+    runs = performance.runs(results)
+    found[DOCS / "results.md"] = performance.results_page(runs, results, DOCS)
+    tutorial = DOCS / "tutorial.md"
+    found[tutorial] = figures_of_the_tutorial().fill(tutorial.read_text(encoding="utf-8"))
+    for folder, run in runs.items():
+        found[folder / "README.md"] = performance.tables_page(run, folder)
+    readme = ROOT / "README.md"
+    found[readme] = performance.with_block(readme.read_text(encoding="utf-8"), performance.readme_block(runs, ROOT))
     return found
+
+
+def figures_of_the_tutorial() -> ModuleType:
+    """examples/tutorial/figures.py, which is no part of a package."""
+    path = ROOT / "examples" / "tutorial" / "figures.py"
+    spec = importlib.util.spec_from_file_location("tutorial_figures", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def figures(results: Path = RESULTS) -> dict[Path, Figure]:
+    """Every plot by its path."""
+    return {
+        folder / performance.FIGURES / f"{figure.name}.svg": figure
+        for folder, run in performance.runs(results).items()
+        for figure in performance.all_figures(run)
+    }
+
+
+def out_of_date(texts: Mapping[Path, str], drawn: Mapping[Path, Figure], results: Path = RESULTS) -> list[Path]:
+    """The pages and plots that differ from their data, and plots that no data asks for."""
+    stale = [path for path, text in texts.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    stale += [p for p, f in drawn.items() if not p.is_file() or plots.digest_in(p.read_text("utf-8")) != f.digest]
+    return [*stale, *(p for p in sorted(results.glob(f"*/{performance.FIGURES}/*.svg")) if p not in drawn)]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when a page is out of date")
-    check = parser.parse_args().check
-    stale = [path for path, text in pages().items() if not path.is_file() or path.read_text() != text]
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when something is out of date")
+    parser.add_argument("--redraw", action="store_true", help="draw every plot anew")
+    arguments = parser.parse_args()
+    texts, drawn = pages(), figures()
+    stale = list(dict.fromkeys([*out_of_date(texts, drawn), *(drawn if arguments.redraw else ())]))
     for path in stale:
-        if not check:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(pages()[path])
-        print(f"{'out of date' if check else 'wrote'} {path.relative_to(DOCS.parent)}")
-    return 1 if check and stale else 0
+        if not arguments.check:
+            try:
+                _write(path, texts, drawn)
+            except MissingDependencyError as error:
+                print(f"{path.relative_to(ROOT)} is out of date: {error}", file=sys.stderr)
+                return 1
+        print(f"{'out of date' if arguments.check else 'wrote'} {path.relative_to(ROOT)}")
+    return 1 if arguments.check and stale else 0
+
+
+def _write(path: Path, texts: Mapping[Path, str], drawn: Mapping[Path, Figure]) -> None:
+    if path in texts:
+        replace_file(path, texts[path])
+    elif path in drawn:
+        replace_file(path, plots.svg(drawn[path]))
+    else:
+        path.unlink()
 
 
 if __name__ == "__main__":

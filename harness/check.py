@@ -202,7 +202,7 @@ def check(
     if on_start:
         on_start(sum(1 for items in planned.values() for item in items if item.job))
     if on_gpu:
-        _warm_cache([item.job for items in planned.values() for item in items if item.job], loads, cores)
+        warm_cache([item.job for items in planned.values() for item in items if item.job], loads, cores)
     rows: list[Row] = []
     for mode, items in planned.items():
         jobs = [item.job for item in items if item.job]
@@ -232,7 +232,7 @@ def _refuse_early(device: str, sanitize: str | None, as_plugin: str | None) -> N
         require("cuda.bindings.nvrtc", "check, which interprets or compiles kernels,")
 
 
-def _warm_cache(jobs: Sequence[Job], loads: Sequence[str], workers: int) -> None:
+def warm_cache(jobs: Sequence[Job], loads: Sequence[str], workers: int) -> None:
     """Compile everything in parallel before the one process that launches asks for it."""
     unique: dict[object, Job] = {}
     for job in jobs:

@@ -46,7 +46,7 @@ class Inspection:
     warnings: list[str]
 
 
-def _representative(
+def representative(
     op: Op, kernel: Kernel, tactic: int, target: Architecture, label: str | None
 ) -> tuple[Case, dict[str, str]] | str:
     """The case to compile, a benchmark case first, with its dtypes; or the reason why no case is served."""
@@ -146,7 +146,7 @@ def inspect(
             if not kernel.serves(built_for):
                 continue
             for index in range(len(kernel.tactics)) if tactic is None else [op.tactic_index(kernel, tactic)]:
-                chosen = _representative(op, kernel, index, built_for, case)
+                chosen = representative(op, kernel, index, built_for, case)
                 if isinstance(chosen, str):
                     reasons.append(f"{kernel.name} [{kernel.tactic_label(index)}] {chosen}")
                 else:

@@ -64,7 +64,8 @@ def run(
 ) -> dict[str, np.ndarray]:
     """Run one Triton kernel; returns its outputs in the declared dtypes.
 
-    Outputs are poisoned before and lie between guard bands; a write outside raises DeclarationError.
+    Outputs are poisoned before and lie between guard bands; a write outside raises DeclarationError. An output that
+    updates an input in place begins as a copy of it, and is that input.
     """
     if os.environ.get("TRITON_INTERPRET") != "1":
         raise DeclarationError("the interpreter runs only in a process started with TRITON_INTERPRET=1")
@@ -84,6 +85,9 @@ def run(
         buffer[:GUARD] = buffer[-GUARD:] = GUARD_BYTE
         guarded[name] = buffer
         tensors[name] = buffer[GUARD:-GUARD].view(kind).reshape(sizes)
+        if name in binding.aliases:
+            tensors[name][...] = tensors[binding.aliases[name]]
+            tensors[binding.aliases[name]] = tensors[name]
     scalars = iter(evaluate(s, {}) for s in launch.scalars)
     arguments = {
         name: next(scalars) if carries == "i32" else HostTensor(tensors[carries[1:]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -79,6 +80,17 @@ class Row:
 
     def __post_init__(self) -> None:
         self.error = None if self.error is None else float(self.error)  # JSON carries infinities as text
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON can carry it: numbers that are not finite become text, which ``float`` reads back."""
+    if isinstance(value, Mapping):
+        return {name: plain(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(float(value))
+    return value
 
 
 def dtype_label(op: Op, dtypes: Mapping[str, str]) -> str:

@@ -260,7 +260,7 @@ def launcher(driven: Driven, binding: Binding) -> Callable[[Sequence[int], int],
     shapes = {name: tuple(int(size) for size in shape) for name, shape in binding.inputs.items()}
     hosted, code = driven.hosted, driven.code
     if code is None:
-        return lambda pointers, stream: hosted.enqueue(driven.tactic, shapes, pointers, stream)
+        return hosted.enqueuer(driven.tactic, shapes)
     from trtforge.bindings.cache import key_of
     from trtforge.bindings.launch import Launcher
 

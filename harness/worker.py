@@ -14,7 +14,6 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from trtforge.bindings.architectures import architecture
 from trtforge.bindings.errors import DeviceError, ForgeError, MissingDependencyError
 from trtforge.harness.compare import Comparison, compare, tolerance_of
 from trtforge.harness.emulate.translate import NotEmulated
-from trtforge.harness.jobs import EMULATED, PLUGIN_MODES, Job, Row, row_of
+from trtforge.harness.jobs import EMULATED, PLUGIN_MODES, Job, Row, plain, row_of
 from trtforge.kernels import registry
 from trtforge.kernels.binding import Binding
 from trtforge.kernels.op import Kernel, Op
@@ -179,17 +178,9 @@ def main() -> None:
     replies.write(json.dumps({"ready": True}) + "\n")
     for line in sys.stdin:
         row = run_job(Job.from_json(json.loads(line)))
-        replies.write(json.dumps(_plain(asdict(row))) + "\n")
+        replies.write(json.dumps(plain(asdict(row))) + "\n")
         if row.details.get("fatal"):
             return
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, float) and not np.isfinite(value):
-        return repr(value)
-    return value
 
 
 if __name__ == "__main__":

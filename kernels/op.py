@@ -10,6 +10,7 @@ import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,20 @@ from trtforge.bindings.dtypes import dtype
 from trtforge.bindings.errors import ContractError, DeclarationError, UnknownNameError
 from trtforge.kernels import registry
 from trtforge.kernels.binding import Binding, Contract
-from trtforge.kernels.contract import Attr, Case, Cost, Launch, Names, Tensor, Tolerance, call_by_name, grid
+from trtforge.kernels.contract import (
+    Attr,
+    Case,
+    Cost,
+    Launch,
+    Names,
+    Tensor,
+    Tolerance,
+    call_by_name,
+    grid,
+    plain_sample,
+)
 from trtforge.kernels.dims import evaluate, product
+from trtforge.kernels.peer import Peer
 
 if TYPE_CHECKING:
     from trtforge.kernels.eager import Ready
@@ -144,13 +157,17 @@ class Op:
         if not (namespace.isidentifier() and short.isidentifier()):
             raise DeclarationError(f"op name {self.name!r} must have the form 'namespace::name'")
         self.attributes = {k: v if isinstance(v, Attr) else Attr(v) for k, v in self.attributes.items()}
+        self.outputs = {name: spec.updating(self.inputs, self.name) for name, spec in self.outputs.items()}
+        self.aliases = {name: spec.alias for name, spec in self.outputs.items() if spec.alias}
         self.contract = Contract(self.name, self.inputs, self.outputs, self.attributes, self.rules)
         self.contract.declared()
         self.kernels: list[Kernel] = []
         self.patterns: list[Pattern] = []
+        self.peers: list[Peer] = []
         self._reference: Callable[..., Any] | None = None
         self._cost: Callable[..., Cost] | None = None
         self._heuristic: Callable[..., Any] | None = None
+        self._part: Callable[..., Any] | None = None
         self._ready: dict[Any, Ready] = {}
         self._plans: dict[Any, Plan] = {}
         self._input_names = tuple(self.inputs)
@@ -217,6 +234,35 @@ class Op:
 
         return declare
 
+    def peer(
+        self,
+        name: str,
+        *,
+        compile: bool = False,
+        setup: bool = False,
+        requires: Sequence[Predicate] = (),
+        modules: Sequence[str] = (),
+        instead: str = "",
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Declare what `bench` times beside the kernels; see :class:`trtforge.kernels.peer.Peer` for the arguments."""
+        if any(p.name == name for p in self.peers):
+            raise DeclarationError(f"{self.name} already has a peer named {name!r}")
+
+        def declare(fn: Callable[..., Any]) -> Callable[..., Any]:
+            self.peers.append(Peer(name, fn, compile, setup, tuple(requires), tuple(modules), instead))
+            return fn
+
+        return declare
+
+    def part(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Declare a small problem inside a large one, for a reference that would take too long on the whole.
+
+        ``fn`` names any of rng, d, a, dt, has and returns ``(inputs, outputs)``: index expressions by tensor name. The
+        op on the indexed inputs (others whole) gives the indexed outputs. Default: see harness/oracle.py.
+        """
+        self._part = fn
+        return fn
+
     # ---- what is derived ----------------------------------------------------------------------------------------
 
     def bind(
@@ -226,14 +272,19 @@ class Op:
         return self.contract.bind(shapes, dtypes, attributes)
 
     def run_reference(
-        self, inputs: Mapping[str, np.ndarray], attributes: Mapping[str, Any] | None = None
+        self,
+        inputs: Mapping[str, np.ndarray],
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        rounded: bool = True,
     ) -> dict[str, np.ndarray]:
-        """The reference's outputs, checked for shape and cast to the declared dtypes."""
+        """The reference's outputs, checked for shape and cast to the declared dtypes unless ``rounded=False``."""
         from trtforge.bindings.dtypes import name_of
 
         if self._reference is None:
             raise DeclarationError(f"{self.name} declares no reference")
         given = {k: v for k, v in inputs.items() if v is not None}
+        given.update((name, given[name].copy()) for name in self.aliases.values() if name in given)
         binding = self.bind(
             {k: v.shape for k, v in given.items()}, {k: name_of(v.dtype) for k, v in given.items()}, attributes
         )
@@ -251,7 +302,7 @@ class Op:
                     raise DeclarationError(
                         f"{self.name}: the reference's {name!r} has shape {array.shape}, declared {tuple(shape)}"
                     )
-                out[name] = array.astype(dtype(binding.dtypes[name]).numpy, copy=False)
+                out[name] = array.astype(dtype(binding.dtypes[name]).numpy, copy=False) if rounded else array
         return out
 
     def cost_of(self, binding: Binding) -> Cost:
@@ -271,10 +322,15 @@ class Op:
         kernel: str | None = None,
         tactic: int | Mapping[str, Any] | None = None,
         alignment: int = 1 << 30,
+        tuned: bool = True,
     ) -> Choice:
-        """The kernel and tactic for a call: the pinned one, or the first preference that can serve it."""
+        """The kernel and tactic for a call: the pinned one, or the first preference that can serve it.
+
+        Where ``device`` is a GPU with a tuning table, what was measured comes before the heuristic; not for
+        ``tuned=False``. See :mod:`trtforge.kernels.tuning`.
+        """
         refusals = []
-        for choice in self._preferences(binding, device, kernel, tactic):
+        for choice in self._preferences(binding, device, kernel, tactic, tuned):
             reason = choice.kernel.refusal(binding, choice.tactic, device, alignment)
             if reason is None:
                 return choice
@@ -285,17 +341,26 @@ class Op:
         raise ContractError(f"{self.name}: no kernel can serve {shapes}: {'; '.join(refusals) or 'none is declared'}")
 
     def _preferences(
-        self, binding: Binding, device: Architecture, kernel: str | None, tactic: int | Mapping[str, Any] | None
+        self,
+        binding: Binding,
+        device: Architecture,
+        kernel: str | None,
+        tactic: int | Mapping[str, Any] | None,
+        tuned: bool,
     ) -> list[Choice]:
         if kernel is not None:
             chosen = self.kernel_named(kernel)
             if tactic is None:
-                preferred = [c for c in self._preferences(binding, device, None, None) if c.kernel is chosen]
+                preferred = [c for c in self._preferences(binding, device, None, None, tuned) if c.kernel is chosen]
                 return preferred or [Choice(chosen, i) for i in range(len(chosen.tactics))]
             return [Choice(chosen, self.tactic_index(chosen, tactic))]
         if tactic is not None:
             raise ContractError(f"{self.name}: a tactic was given without the kernel it belongs to; pass kernel=")
         order: list[Choice] = []
+        if tuned and device.gpu:
+            from trtforge.kernels.tuning import preferred as measured
+
+            order += measured(self, binding, device)
         if self._heuristic is not None:
             for item in call_by_name(self._heuristic, **binding.context(dev=device)):
                 name, parameters = (item, None) if isinstance(item, str) else item
@@ -361,13 +426,8 @@ class Op:
             make = self.inputs[name].sample
             if make is not None:
                 array = call_by_name(make, rng=rng, shape=sizes, **binding.context())
-            elif kind.floating:
-                array = rng.standard_normal(sizes, dtype=np.float32)
-            elif kind.name == "bool":
-                array = rng.integers(0, 2, sizes)
             else:
-                info = np.iinfo(kind.numpy)
-                array = rng.integers(max(info.min, -128), min(info.max, 255) + 1, sizes)
+                array = plain_sample(rng, sizes, kind)
             arrays[name] = np.ascontiguousarray(np.asarray(array).astype(kind.numpy, copy=False)).reshape(sizes)
         return arrays
 
@@ -375,12 +435,17 @@ class Op:
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """Run the op on arrays. See :func:`trtforge.kernels.eager.call` for options and errors."""
-        from trtforge.kernels.eager import call
-
-        return call(self, inputs, options)
+        return _eager_call()(self, inputs, options)
 
     def __repr__(self) -> str:
         return f"<Op {self.name}({self.contract.signature()})>"
+
+
+@cache
+def _eager_call() -> Callable[..., Any]:
+    from trtforge.kernels.eager import call  # it needs Op itself, and an import statement costs half a microsecond
+
+    return call
 
 
 __all__ = ["Choice", "Kernel", "Op", "Pattern", "Source", "cuda", "grid", "triton"]

@@ -57,10 +57,6 @@ class ElementwiseKernel:
         self.output = output.split()[-2]
 
     def __call__(self, *arrays: Any) -> None:
-        if self.name == "kv_cache_update":
-            new, positions, *_, cache = arrays
-            PRIMITIVES["kv_cache_update"].run(np, cache, new, positions)
-            return
         if self.name == "rope":
             x, cos, sin, _, rows, _, stride, out = arrays
             tables = [t.reshape(-1, rows, t.shape[-1]) for t in (cos, sin)]

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from trtforge import cli
+from trtforge.bindings import device
 from trtforge.harness.check import report
 from trtforge.harness.environment import about
 from trtforge.harness.jobs import Row
@@ -132,3 +139,136 @@ def test_build_refuses_what_is_no_model(tmp_path: Path, capsys: pytest.CaptureFi
     assert cli.main(["build", str(tmp_path), "-o", str(tmp_path / "x.plan")]) == 2
     assert "CheckpointError" in capsys.readouterr().err
     assert not (tmp_path / "x.plan").exists()
+
+
+# ---- JSON, colors, pipes ---------------------------------------------------------------------------------------------
+
+QUICK_CHECK = ["check", "rms_norm", "--kernel", "cuda", "--device", "cpu", "--arch", "sm_90a"]
+QUICK = {
+    "list": ["list", "rms_norm"],
+    "check": QUICK_CHECK,
+    "every row": [*QUICK_CHECK, "--verbose"],
+    "inspect": ["inspect", "rms_norm/cuda", "--arch", "sm_90a", "--tactic", "0"],
+    "generate": ["generate", str(MODEL), "--prompt", "A", "--max-tokens", "2", "--backend", "reference"],
+    "completion": ["completion", "bash"],
+    "an error": ["inspect", "absent"],
+}
+COLOR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;\d+)*m")
+
+
+def _environment(**changes: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")}
+    return {**kept, "TERM": "xterm-256color", **changes}
+
+
+def _on_a_terminal(command: list[str], **changes: str) -> str:
+    """What a command writes to a terminal."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trtforge", *command],
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+        env=_environment(**changes),
+    )
+    os.close(theirs)
+    written = bytearray()
+    while True:
+        try:
+            piece = os.read(ours, 1 << 16)
+        except OSError:  # how Linux says that the other side is closed
+            break
+        if not piece:
+            break
+        written += piece
+    os.close(ours)
+    process.wait(timeout=60)
+    return written.decode()
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_no_color_is_respected_on_a_terminal(name: str) -> None:
+    written = _on_a_terminal(QUICK[name], NO_COLOR="1")
+    assert written and not COLOR.search(written), written
+
+
+def test_a_terminal_has_colors_and_a_bar() -> None:
+    written = _on_a_terminal(QUICK_CHECK)
+    assert COLOR.search(written) and "checking" in written
+    assert "\x1b" not in _on_a_terminal(QUICK_CHECK, TERM="dumb")
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_what_is_piped_is_plain(name: str) -> None:
+    command = [sys.executable, "-m", "trtforge", *QUICK[name]]
+    done = subprocess.run(command, capture_output=True, text=True, env=_environment(), timeout=120)
+    assert "\x1b" not in done.stdout + done.stderr and "checking" not in done.stderr
+    assert (done.returncode, bool(done.stdout)) == ((2, False) if name == "an error" else (0, True))
+
+
+def _commands() -> dict[str, argparse.ArgumentParser]:
+    actions = cli._parser()._actions
+    return next(dict(a.choices) for a in actions if isinstance(a, argparse._SubParsersAction))
+
+
+def test_every_command_has_json_and_load() -> None:
+    commands = _commands()
+    assert {"list", "check", "new", "inspect", "bench", "profile", "report", "build", "run", "generate"} <= {*commands}
+    for name, parser in commands.items():
+        assert {"--json", "--load"} <= {*parser._option_string_actions}, name
+
+
+def _strict(text: str) -> Any:
+    """JSON as other languages read it: no NaN, no Infinity."""
+
+    def refuse(constant: str) -> float:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.parametrize("name", ["list", "check", "inspect", "generate", "completion"])
+def test_json_is_all_that_is_printed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*QUICK[name], "--json"]) == 0
+    captured = capsys.readouterr()
+    assert _strict(captured.out) and captured.err == ""
+
+
+def test_json_of_build_and_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trtforge import plans
+
+    outputs = {"y": np.zeros((2, 3), np.float16)}
+    monkeypatch.setattr(plans, "run_plan", lambda plan, inputs, out: outputs)
+    assert cli.main(["run", "some.plan", "--inputs", "x.npz", "-o", "y.npz", "--json"]) == 0
+    assert _strict(capsys.readouterr().out)["outputs"] == {"y": {"dtype": "float16", "shape": [2, 3]}}
+    pytest.importorskip("tensorrt_rtx", reason="building a plan needs tensorrt-rtx")
+    network = tmp_path / "small.py"
+    network.write_text(
+        "import trtforge\n\ndef network():\n    with trtforge.Network('small') as made:\n"
+        "        x = made.input('x', 'float16', (4, 8))\n"
+        "        made.mark_output(trtforge.functional.relu(x), 'y')\n    return made\n"
+    )
+    plan = str(tmp_path / "small.plan")
+    assert cli.main(["build", f"{network}:network", "-o", plan, "--compute-capability", "8.9", "--json"]) == 0
+    assert _strict(capsys.readouterr().out)
+
+
+def test_numbers_that_are_not_finite_become_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = Row("a::b", "k", "cuda", "-", 0, "N1", "float16", "cuda", "launched", float("inf"), 1.0, "failed", "wrong")
+    monkeypatch.setattr("trtforge.harness.check.check", lambda *arguments, **options: [wrong])
+    file = tmp_path / "check.json"
+    assert cli.main(["check", "--json", "--report", str(file)]) == 1
+    assert _strict(capsys.readouterr().out)["rows"][0]["error"] == "inf"
+    assert _strict(file.read_text())["kernels"][0]["worst_over_tolerance"] == "inf"
+
+
+@pytest.mark.skipif(not device.why_no_gpu(), reason="says what happens without a GPU")
+@pytest.mark.parametrize("command", ["bench", "profile"])
+def test_what_needs_a_gpu_says_so(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command, "rms_norm", "--json"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "DeviceError" in captured.err and "GPU" in captured.err

@@ -18,13 +18,14 @@ from test_engine_lowering import CASES, network_of
 from test_graph_cuda import compare, decoder, mixture, mixture_inputs
 
 from trtforge.bindings.dtypes import DTYPES
-from trtforge.bindings.errors import GraphError, PlanError, UsageError
+from trtforge.bindings.errors import FileError, GraphError, PlanError, UsageError
+from trtforge.bindings.files import replace_file
 from trtforge.graph_api import Network
 from trtforge.graph_api.engines import commands, plan
 from trtforge.graph_api.engines.arrays_file import load_arrays, save_arrays
 from trtforge.graph_api.engines.builder import BuildOptions
 from trtforge.graph_api.engines.network_json import decode, encode, network_from_json, network_to_json
-from trtforge.graph_api.engines.plan_file import _PREFIX, FORMAT, MAGIC, canonical, read_plan_file, replace_file
+from trtforge.graph_api.engines.plan_file import _PREFIX, FORMAT, MAGIC, canonical, read_plan_file
 from trtforge.kernels.dims import cdiv, maximum, minimum, next_power_of_2, sym
 
 ADA = BuildOptions(compute_capability="8.9")
@@ -97,7 +98,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         replace_file(path, chunks())
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
-    with pytest.raises(PlanError, match="cannot write"):
+    with pytest.raises(FileError, match="cannot write"):
         replace_file(path / "below" / "a_file", [b"x"])
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import ml_dtypes
@@ -16,6 +17,7 @@ import trtforge
 from trtforge import cli
 from trtforge.bindings import device
 from trtforge.bindings.errors import DeclarationError, UnknownNameError, UsageError
+from trtforge.harness import pool
 from trtforge.harness.check import check, summary
 from trtforge.harness.compare import compare
 from trtforge.harness.inspection import inspect
@@ -185,6 +187,60 @@ def test_planted_faults_are_found_and_cost_one_row_each(tmp_path: Path, unregist
     for kernel, reason in reasons.items():
         assert interpreted[kernel].status == "failed", kernel
         assert reason in interpreted[kernel].reason, interpreted[kernel].reason
+
+
+HANGING = """
+import numpy as np
+import triton
+import triton.language as tl
+import trtforge
+from trtforge.kernels import Case, Launch, Op, Tensor
+
+copy = Op("faults::copy", inputs={"x": Tensor("N", dtype="float32")}, outputs={"y": Tensor("N", dtype="x")},
+          cases=[Case({"N": 16})])
+
+@copy.reference
+def _(x):
+    return x
+
+@triton.jit
+def never_ends(x_ptr, N, y_ptr):
+    at = tl.arange(0, 16)
+    while tl.load(x_ptr) == tl.load(x_ptr):
+        tl.store(y_ptr + at, tl.load(x_ptr + at))
+
+@triton.jit
+def ends(x_ptr, N, y_ptr):
+    at = tl.arange(0, 16)
+    tl.store(y_ptr + at, tl.load(x_ptr + at))
+
+for one in ("never_ends", "ends"):
+    @copy.kernel(trtforge.triton(__file__, entry=one), name=one)
+    def _(d):
+        return Launch(grid=1, scalars=(d.N,))
+"""
+
+
+def test_a_kernel_that_hangs_costs_one_row_and_leaves_no_process(
+    tmp_path: Path, unregister: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "hanging.py"
+    file.write_text(HANGING)
+    started: list[subprocess.Popen[str]] = []
+    limit = 8.0
+
+    class Watched(pool._Worker):
+        def __init__(self, mode: str, loads: Sequence[str]):
+            super().__init__(mode, loads)
+            started.append(self.process)
+
+    monkeypatch.setattr(pool, "_Worker", Watched)
+    monkeypatch.setattr(pool, "run_jobs", functools.partial(pool.run_jobs, limit=limit))
+    rows = check("faults::copy", device="cpu", architectures=("sm_90a",), loads=[str(file)], workers=1)
+    interpreted = {r.kernel: r for r in rows if r.how == "interpreted"}
+    assert interpreted["never_ends"].status == "failed" and interpreted["ends"].status == "passed"
+    assert f"ended by signal 9 (time limit {limit:g} s)" in interpreted["never_ends"].reason
+    assert len(started) >= 2 and all(process.poll() is not None for process in started)
 
 
 def test_a_cuda_kernel_that_does_not_match_its_declaration_is_refused(tmp_path: Path, unregister: None) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -17,6 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from trtforge import cli
+from trtforge.bindings.architectures import architecture
 from trtforge.bindings.errors import DeclarationError, UnknownNameError, UsageError
 from trtforge.harness import new as new_module
 from trtforge.harness import watch as watch_module
@@ -29,6 +32,8 @@ from trtforge.kernels import registry
 
 ROOT = Path(__file__).parent.parent
 ARCHITECTURES = 5
+#: A third of the quarter of an hour that a person may take, for the machine's part of it.
+NEW_USER_SECONDS = 300
 
 
 @pytest.fixture(autouse=True)
@@ -169,6 +174,70 @@ def test_a_new_op_is_an_aot_plugin(template: str, tmp_path: Path) -> None:
     assert summary(rows)["failed"] == 0, [r.reason for r in rows if r.status == "failed"]
     passed = {r.kernel for r in rows if r.status == "passed"}
     assert passed == {k.name for k in registry.get("mine::idea").kernels}
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_the_readme_names_commands_that_exist(template: str, tmp_path: Path) -> None:
+    folder = new("mine::idea", template, into=tmp_path)
+    commands = re.findall(r"^trtforge (.*?)(?:\s+#.*)?$", (folder / "README.md").read_text(), re.M)
+    parsed = [cli._parser().parse_args(command.split()) for command in commands]
+    assert {p.command for p in parsed} == {"check", "inspect", "list", "report", "bench", "profile"}
+    assert all(p.load == ["idea"] for p in parsed)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_peers_compute_what_the_reference_does(template: str, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="peers compute with PyTorch")
+    (op,) = registry.load(new("mine::idea", template, into=tmp_path))
+    compared = 0
+    for case in [c for c in op.cases if not c.tags]:
+        dtypes = dict.fromkeys(op.dtype_combinations(case)[0], "float16")
+        binding = op.bind_case(case, dtypes)
+        inputs = op.sample_inputs(case, dtypes, 0)
+        (expected,) = op.run_reference(inputs, case.attributes).values()
+        context = binding.context(dev=architecture("sm_90a"))
+        for peer in op.peers:
+            if peer.refusal(context) is None:
+                tensors = [torch.from_numpy(array) for array in inputs.values()]
+                found = peer.fn(*tensors, **binding.attributes).double().numpy()
+                assert found.shape == expected.shape
+                np.testing.assert_allclose(found, expected.astype(float), rtol=5e-3, atol=5e-3)
+                compared += 1
+    assert compared >= 2
+
+
+@pytest.mark.skipif(find_spec("tensorrt_bindings") is None, reason="needs NVIDIA's bindings: tensorrt-cu12-bindings")
+def test_a_new_user_gets_from_an_idea_to_a_plugin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the commands that `new` and its README print, with one edit of the formula, in a fraction of the time."""
+    monkeypatch.chdir(tmp_path)
+    started = time.monotonic()
+
+    def typed(line: str) -> tuple[int, str]:
+        status = cli.main(line.split()[1:])
+        return status, capsys.readouterr().out
+
+    assert typed("trtforge new peak --template cuda-reduction")[0] == 0
+    folder, edit = tmp_path / "peak", EDITS["cuda-reduction"]
+    commands = re.findall(r"^(trtforge .*?)\s+# ", (folder / "README.md").read_text(), re.M)
+    check, _, inspection, listing, plugin, page = commands[:6]
+    assert "--as-plugin aot" in plugin and page.startswith("trtforge report")
+
+    substitute(folder / "op.py", *edit.reference)
+    substitute(folder / "peak.cu", *edit.kernel)
+    status, told = typed(f"{check} --device cpu --arch sm_90a")
+    assert status == 0 and "0 failed" in told
+    status, told = typed(inspection)
+    assert status == 0 and "occupancy" in told and "SHFL" in told
+    status, told = typed(listing)
+    assert status == 0 and "my::peak" in told
+    status, told = typed(f"{plugin} --device cpu --arch sm_90a")
+    assert status == 0 and "driven as an AOT plugin" in told and "0 failed" in told
+    if find_spec("jinja2") is not None:
+        assert typed(f"{page} --device cpu --arch sm_90a")[0] == 0
+        assert "my::peak" in (tmp_path / "peak.html").read_text()
+    assert time.monotonic() - started < NEW_USER_SECONDS
 
 
 @pytest.mark.parametrize("name", ["f", "Idea_2", "a" * 32])

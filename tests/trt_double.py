@@ -138,8 +138,9 @@ class Context:
     def set_device_memory(self, address: int, size: int) -> None:
         self.scratch = address, size
 
-    def set_tensor_address(self, name: str, address: int) -> None:
+    def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
+        return True
 
     def execute_async_v3(self, stream: int) -> bool:
         definition = self.definition
@@ -165,10 +166,11 @@ class RuntimeConfig:
         assert strategy.name == "USER_MANAGED"
 
     def create_runtime_cache(self) -> Any:
-        return types.SimpleNamespace(serialize=lambda: b"cache", deserialize=lambda data: None)
+        return types.SimpleNamespace(serialize=lambda: b"cache", deserialize=lambda data: True)
 
-    def set_runtime_cache(self, cache: Any) -> None:
+    def set_runtime_cache(self, cache: Any) -> bool:
         self.cache = cache
+        return True
 
 
 class Engine:
@@ -179,6 +181,10 @@ class Engine:
 
     def create_runtime_config(self) -> RuntimeConfig:
         return RuntimeConfig()
+
+    def get_aliased_input_tensor(self, name: str) -> str | None:
+        updates = {layer.outputs[0].name: layer.inputs[0].name for layer in self.definition.cache_updates}
+        return updates.get(name)
 
     def create_execution_context(self, config: Any) -> Context:
         Engine.contexts += 1

@@ -18,10 +18,12 @@ _PUBLIC = {
         "ContractError",
         "DeclarationError",
         "DeviceError",
+        "FileError",
         "ForgeError",
         "GraphError",
         "MissingDependencyError",
         "PlanError",
+        "ProfileError",
         "UnknownNameError",
         "UsageError",
     ),
@@ -40,10 +42,13 @@ _PUBLIC = {
         "triton",
     ),
     "trtforge.kernels.registry": ("get", "load", "ops"),
+    "trtforge.harness.bench": ("bench",),
     "trtforge.harness.check": ("check",),
     "trtforge.harness.inspection": ("inspect",),
     "trtforge.harness.listing": ("list_kernels",),
     "trtforge.harness.new": ("new",),
+    "trtforge.harness.profile": ("profile",),
+    "trtforge.harness.report": ("report",),
     "trtforge.graph_api": ("Dim", "Network", "functional"),
     "trtforge.graph_api.fusion": ("fuse",),
     "trtforge.graph_api.engines.builder": ("BuildOptions",),
@@ -58,6 +63,7 @@ __all__ = ["__version__", *sorted(_HOME)]
 if TYPE_CHECKING:
     from trtforge.bindings.arrays import Array as Array
     from trtforge.bindings.errors import ForgeError as ForgeError
+    from trtforge.harness.bench import bench as bench
     from trtforge.harness.check import check as check
     from trtforge.harness.inspection import inspect as inspect
     from trtforge.harness.listing import list_kernels as list_kernels

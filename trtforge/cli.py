@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from trtforge import __version__
 from trtforge.bindings.errors import ForgeError
 
 
-def _common(parser: argparse.ArgumentParser) -> None:
+def _common(parser: argparse.ArgumentParser, json_file: bool) -> None:
     parser.add_argument(
         "--load",
         action="append",
@@ -23,7 +22,10 @@ def _common(parser: argparse.ArgumentParser) -> None:
         metavar="FILE_OR_MODULE",
         help="declare further ops from a Python file or module (may be repeated)",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    if json_file:
+        parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write JSON; without FILE print it")
+    else:
+        parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -34,9 +36,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"trtforge {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], help_text: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], help_text: str, json_file: bool = False
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help_text, description=help_text)
-        _common(sub)
+        _common(sub, json_file)
         sub.set_defaults(run=run)
         return sub
 
@@ -79,6 +83,20 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--tactic", type=int, help="one tactic, by index (default: all)")
     sub.add_argument("--case", help="the case whose label contains this text")
 
+    from trtforge import benchmark
+
+    benchmark.add_options(command("bench", _bench, "time kernels against each other and their peers", json_file=True))
+
+    from trtforge.reporting import add_options
+
+    add_options(
+        command("report", _report, "write a session's checks, inspection, benchmarks, profiles to one HTML page")
+    )
+
+    from trtforge import profiling
+
+    profiling.add_options(command("profile", _profile, "profile launches with NVIDIA's tools, and read the counters"))
+
     sub = command(
         "build", _build, "build a network's TensorRT engines into one plan file; TensorRT for RTX needs no GPU"
     )
@@ -118,22 +136,21 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--dtype", choices=("auto", "float16", "bfloat16", "float32"), default="auto")
     sub.add_argument("--backend", choices=("auto", "reference", "cuda", "tensorrt-rtx", "tensorrt"), default="auto")
     sub.add_argument("--explain", action="store_true", help="print the fusion report and where each node runs")
+
+    from trtforge import completion
+
+    completion.add_options(command("completion", _completion, "print a script that completes commands in a shell"))
     return parser
 
 
+def _json(value: Any) -> str:
+    from trtforge.harness.jobs import plain
+
+    return json.dumps(plain(value), indent=1, default=str, allow_nan=False)
+
+
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, default=str))
-
-
-def _write_json(path: Path, value: Any) -> None:
-    """Write a whole file or none."""
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        staging.write_text(json.dumps(value, indent=1, default=str) + "\n")
-        staging.replace(path)
-    except OSError as error:
-        staging.unlink(missing_ok=True)
-        raise ForgeError(f"{path} cannot be written: {error}") from error
+    print(_json(value))
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -195,7 +212,9 @@ def _check(arguments: argparse.Namespace) -> int:
             on_row=lambda row: bar.update(task, advance=1, description=f"{row.op}/{row.kernel}"),
         )
     if arguments.report:
-        _write_json(Path(arguments.report), report(rows))
+        from trtforge.bindings.files import replace_file
+
+        replace_file(arguments.report, _json(report(rows)) + "\n")
     if arguments.json:
         _print_json({"rows": [asdict(r) for r in rows], "summary": summary(rows)})
     else:
@@ -231,6 +250,35 @@ def _inspect(arguments: argparse.Namespace) -> int:
         from trtforge import show
 
         show.inspections(show.console(), found)
+    return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from trtforge.benchmark import run
+
+    return run(arguments)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from trtforge.reporting import run
+
+    return run(arguments)
+
+
+def _profile(arguments: argparse.Namespace) -> int:
+    from trtforge.profiling import run
+
+    return run(arguments)
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    from trtforge.completion import script
+
+    made = script(_parser(), arguments.shell, arguments.load)
+    if arguments.json:
+        _print_json({"shell": arguments.shell, "script": made})
+    else:
+        print(made)
     return 0
 
 

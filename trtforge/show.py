@@ -54,15 +54,15 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 
 
 def listing(entries: Sequence[Entry]) -> Table:
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for e in entries:
-        aot = "yes" + (f" ({', '.join(e.static)} static)" if e.static else "") if e.aot else f"no: {e.reason}"
+        aot = "yes" + (f" ({', '.join(e.static)} static)" if e.static else "") if e.aot else "no"
+        aot += f": {e.reason}" if e.reason else ""
         rows.append((e.op, e.kernel, e.language, e.architectures, e.dtypes, e.tactics, escape(aot)))
-    return table(
-        f"{len(entries)} kernels",
-        ("op", "kernel", "language", "architectures", "dtypes", "tactics", "AOT plugin"),
-        rows,
-    )
+    columns: tuple[str, ...] = ("op", "kernel", "language", "architectures", "dtypes", "tactics", "AOT plugin")
+    if any(e.tuned for e in entries):
+        columns, rows = (*columns, "tuned"), [(*row, escape(e.tuned)) for row, e in zip(rows, entries)]
+    return table(f"{len(entries)} kernels", columns, rows)
 
 
 def _number(value: float | None) -> str:

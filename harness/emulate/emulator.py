@@ -89,7 +89,11 @@ def _job(
     lines += [f"round {r.order} {r.timing} {r.pattern} {r.seed}" for r in rounds]
     lines += [f"input {name}" for name in binding.inputs]
     lines += [f"integer {evaluate(scalar, {})}" for scalar in launch.scalars]
-    lines += [f"output {name} {sizes[name]}" for name in binding.outputs]
+    inputs = list(binding.inputs)
+    lines += [
+        f"update {name} {inputs.index(binding.aliases[name])}" if name in binding.aliases else f"output {name} {size}"
+        for name, size in sizes.items()
+    ]
     for spec in tensor_map_specs(binding, launch):
         numbers = [spec.slot, spec.dtype.itemsize, spec.swizzle, len(spec.shape), *spec.shape, *spec.strides, *spec.box]
         lines.append("map " + " ".join(map(str, numbers)))

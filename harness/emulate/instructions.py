@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-_ELEMENTS = {"f16": "::emulate::Element::f16", "bf16": "::emulate::Element::bf16"}
+_ELEMENTS = {name: f"::emulate::Element::{name}" for name in ("f16", "bf16", "e4m3", "e5m2", "s8")}
 _WIDTHS = {"8": "std::uint8_t", "16": "std::uint16_t", "32": "std::uint32_t", "64": "std::uint64_t"}
 
 _LOAD = r"cp\.async\.bulk\.tensor\.[1-5]d\.shared::cluster\.global(?:\.tile)?\.mbarrier::complete_tx::bytes"
@@ -25,7 +25,7 @@ _TABLE: list[tuple[str, str]] = [
     (r"setp\.(ne|eq)\.[bus](?:16|32|64)", r"setp_\1"),
     (r"st\.shared(?:::cta)?\.[bus](8|16|32|64)", r"st_shared<{width}>"),
     (r"ld\.shared(?:::cta)?\.[busf](?:8|16|32|64)", "ld_shared"),
-    (r"st\.shared(?:::cta)?\.v[24]\.[busf]32", "st_shared_vector"),
+    (r"st\.shared(?:::cta|::cluster)?\.v[24]\.[busf]32", "st_shared_vector"),
     (r"ld\.shared(?:::cta)?\.v[24]\.[busf]32", "ld_shared_vector"),
     (r"cp\.async\.c[ag]\.shared(?:::cta)?\.global(?:\.L2::\w+)?", "cp_async"),
     (r"cp\.async\.commit_group", "cp_async_commit_group"),
@@ -35,9 +35,19 @@ _TABLE: list[tuple[str, str]] = [
     (r"ldmatrix\.sync\.aligned\.m8n8\.x[124]\.trans\.shared(?:::cta)?\.b16", "ldmatrix<true>"),
     (r"stmatrix\.sync\.aligned\.m8n8\.x[124]\.shared(?:::cta)?\.b16", "stmatrix<false>"),
     (r"stmatrix\.sync\.aligned\.m8n8\.x[124]\.trans\.shared(?:::cta)?\.b16", "stmatrix<true>"),
+    (r"movmatrix\.sync\.aligned\.m8n8\.trans\.b16", "movmatrix_trans"),
+    (r"sub\.(?:rn\.)?f16x2", "sub_f16x2"),
     (r"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.(f16|bf16)\.\1\.f32", "mma_sync_m16n8k16<{element}>"),
     (
         r"wgmma\.mma_async\.sync\.aligned\.m64n(?P<n>\d+)k16\.f32\.(f16|bf16)\.\2",
+        r"wgmma_mma_async<{element}, \g<n>>",
+    ),
+    (
+        r"wgmma\.mma_async\.sync\.aligned\.m64n(?P<n>\d+)k32\.f32\.(e4m3|e5m2)\.\2",
+        r"wgmma_mma_async<{element}, \g<n>>",
+    ),
+    (
+        r"wgmma\.mma_async\.sync\.aligned\.m64n(?P<n>\d+)k32\.s32\.(s8)\.\2",
         r"wgmma_mma_async<{element}, \g<n>>",
     ),
     (r"wgmma\.fence\.sync\.aligned", "wgmma_fence"),

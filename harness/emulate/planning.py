@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from trtforge.bindings.architectures import INSPECTED, architecture
+from trtforge.bindings.architectures import INSPECTED, Architecture, architecture
 from trtforge.bindings.errors import UsageError
 from trtforge.harness.emulate.emulator import run
 from trtforge.harness.emulate.toolchain import SANITIZERS
@@ -26,6 +27,14 @@ def mode_of(sanitize: str | None) -> str:
     if sanitize not in SANITIZERS:
         raise UsageError(f"sanitize is {sanitize!r}; accepted: {', '.join(SANITIZERS)}")
     return f"{EMULATED}-{sanitize}"
+
+
+#: Multiprocessors of the emulated GPU: so few that persistent kernels have several tiles of the small cases to do.
+EMULATED_SMS = 2
+
+
+def _emulated(name: str) -> Architecture:
+    return replace(architecture(name), sms=EMULATED_SMS)
 
 
 def _targets(kernel: Kernel, architectures: Sequence[str]) -> list[str]:
@@ -75,7 +84,7 @@ def _tactics(
     every_tactic: bool,
     seeds: tuple[int, ...],
 ) -> Iterator[tuple[Job, Kernel, Case, str]]:
-    refusals = {t: kernel.refusal(binding, t, architecture(arch)) or "" for t in range(len(kernel.tactics))}
+    refusals = {t: kernel.refusal(binding, t, _emulated(arch)) or "" for t in range(len(kernel.tactics))}
     served = [t for t, refusal in refusals.items() if not refusal]
     if every_tactic:
         chosen = list(refusals)
@@ -89,4 +98,4 @@ def _tactics(
 def carry_out(job: Job, kernel: Kernel, binding: Binding, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Run the kernel of a job; see :func:`trtforge.harness.emulate.emulator.run`."""
     sanitize = job.mode.partition("-")[2] or None
-    return run(kernel, binding, job.tactic, inputs, architecture(job.arch), sanitize, seed=job.case)
+    return run(kernel, binding, job.tactic, inputs, _emulated(job.arch), sanitize, seed=job.case)

@@ -57,6 +57,14 @@ def _(d):
     return Cost(flops=4 * d.M * d.N)
 
 
+@rms_norm.peer("PyTorch eager")
+@rms_norm.peer("torch.compile", compile=True)
+def _(x, weight, *, eps):
+    import torch.nn.functional as F
+
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
 def row_in_registers(d, t, wide):
     chunk = 8 * t.THREADS
     return Launch(

@@ -70,6 +70,11 @@ inline void cvt_rn_satfinite_e5m2x2_f32(std::uint16_t& d, float high, float low)
     d = static_cast<std::uint16_t>(encode(high, E5M2_FORMAT, true) << 8 | encode(low, E5M2_FORMAT, true));
 }
 
+inline void sub_f16x2(std::uint32_t& d, std::uint32_t a, std::uint32_t b) {
+    const float low = decode(a & 0xffffu, HALF_FORMAT) - decode(b & 0xffffu, HALF_FORMAT);
+    d = pack(decode(a >> 16, HALF_FORMAT) - decode(b >> 16, HALF_FORMAT), low, HALF_FORMAT);
+}
+
 template <class D, class A>
 void mov(D& d, A a) { d = static_cast<D>(a); }
 template <class D, class A, class B>
@@ -124,6 +129,15 @@ void stmatrix(std::uint32_t row, const std::array<const std::uint32_t*, N>& valu
     matrix_store(values.data(), N, TRANSPOSED, row, here);
 }
 
+// Lane l holds row l/4, columns 2*(l%4) and 2*(l%4)+1; afterwards those of the transposed matrix.
+inline void movmatrix_trans(std::uint32_t& d, std::uint32_t a, Location here = EMULATE_HERE) {
+    const int row = static_cast<int>(lane_index()) / 4, column = 2 * (static_cast<int>(lane_index()) % 4);
+    const std::uint32_t low = __shfl_sync(0xffffffffu, a, 4 * column + row / 2, 32, here);
+    const std::uint32_t high = __shfl_sync(0xffffffffu, a, 4 * (column + 1) + row / 2, 32, here);
+    const int shift = 16 * (row % 2);
+    d = (low >> shift & 0xffffu) | (high >> shift & 0xffffu) << 16;
+}
+
 // ---- tensor cores ---------------------------------------------------------------------------------------------------
 
 template <Element TYPE, class D, class C>
@@ -138,6 +152,18 @@ void wgmma_mma_async(const std::array<float*, N / 2>& d, std::uint64_t a, std::u
                      int scale_b, int transposed_a, int transposed_b, Location here = EMULATE_HERE) {
     if (scale_a != 1 || scale_b != 1) fail("not emulated", "wgmma with negated operands");
     wgmma(TYPE, N, d.data(), nullptr, a, b, scale_d, transposed_a, transposed_b, here);
+}
+template <Element TYPE, int N>
+void wgmma_mma_async(const std::array<float*, N / 2>& d, std::uint64_t a, std::uint64_t b, bool scale_d, int scale_a,
+                     int scale_b, Location here = EMULATE_HERE) {
+    wgmma_mma_async<TYPE, N>(d, a, b, scale_d, scale_a, scale_b, 0, 0, here);
+}
+template <Element TYPE, int N>
+void wgmma_mma_async(const std::array<std::int32_t*, N / 2>& d, std::uint64_t a, std::uint64_t b, bool scale_d,
+                     Location here = EMULATE_HERE) {
+    std::array<float*, N / 2> places;  // the product writes integers there
+    for (int i = 0; i < N / 2; ++i) places[i] = reinterpret_cast<float*>(d[i]);
+    wgmma(TYPE, N, places.data(), nullptr, a, b, scale_d, 0, 0, here);
 }
 template <Element TYPE, int N>
 void wgmma_mma_async(const std::array<float*, N / 2>& d, const std::array<const std::uint32_t*, 4>& a, std::uint64_t b,

@@ -79,7 +79,7 @@ void matrix_load(std::uint32_t* const* registers, int matrices, bool transposed,
 void matrix_store(const std::uint32_t* const* registers, int matrices, bool transposed, std::uint32_t row,
                   Location where);
 
-enum class Element { f16, bf16 };
+enum class Element { f16, bf16, e4m3, e5m2, s8 };  // e4m3 and after: one byte
 void mma_m16n8k16(Element type, float* const* d, const std::uint32_t* const* a, const std::uint32_t* const* b,
                   const float* const* c, Location where);
 

@@ -49,6 +49,15 @@ def _(d):
     return Cost(flops=2 * d.M * d.N * d.K)
 
 
+# What `bench` times beside the kernels, on PyTorch tensors. It changes with the formula; one that differs has no time.
+@op.peer("PyTorch eager")
+@op.peer("torch.compile", compile=True)
+def _(x, w, bias, *, slope):
+    from torch.nn import functional
+
+    return functional.leaky_relu(functional.linear(x, w, bias), slope)
+
+
 SOURCE = cuda("OPNAME.cu", entry="OPNAME_kernel")
 ROW_BYTES = 128  # of a stage: 64 elements of K
 TILES = (  # largest first; a stage is BLOCK_M + BLOCK_N rows

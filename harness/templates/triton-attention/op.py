@@ -80,6 +80,25 @@ def _(d, a):
     return Cost(flops=4 * d.B * d.H * int(seen) * d.D)
 
 
+@op.part
+def _(rng, d):
+    """One head: what `bench` holds against the reference where the whole would take too long."""
+    b, h = rng.integers(d.B), rng.integers(d.H)
+    head = np.s_[b : b + 1, h : h + 1]
+    return {"q": head, "k": head, "v": head}, {"o": head}
+
+
+# What `bench` times beside the kernels, on PyTorch tensors. It changes with the formula; one that differs has no time.
+@op.peer(
+    "PyTorch SDPA",
+    requires=[(lambda d, a: d.Sq == d.Sk or not a.causal, "aligns its mask with the first key, so it needs Sq = Sk")],
+)
+def _(q, k, v, *, causal, scale):
+    from torch.nn import functional
+
+    return functional.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+
+
 @op.kernel(
     triton("OPNAME_triton.py", entry="OPNAME_kernel"),
     tactics=(

@@ -42,6 +42,13 @@ def _(d):
     return Cost(flops=4 * d.M * d.N)
 
 
+# What `bench` times beside the kernels, on PyTorch tensors. It changes with the formula; one that differs has no time.
+@op.peer("PyTorch eager")
+@op.peer("torch.compile", compile=True)
+def _(x, *, beta):
+    return x * (beta * x).sigmoid()
+
+
 SOURCE = triton("OPNAME_triton.py", entry="OPNAME_kernel")
 
 

@@ -3,6 +3,7 @@
 //   grid X Y Z | block X Y Z | cluster X Y Z | shared BYTES ALIGNMENT     geometry
 //   round ORDER TIMING POISON SEED                                        one run of the whole grid; may be repeated
 //   input FILE | output FILE BYTES                                        a pointer parameter
+//   update FILE POINTER                                                   the POINTER-th pointer again, as an output
 //   integer VALUE                                                         a 32-bit parameter
 //   map POINTER ELEMENT_BYTES SWIZZLE RANK shape... strides... box...     a tensor map of the POINTER-th pointer
 //
@@ -41,6 +42,8 @@ struct Tensor {
     std::string file;
     std::size_t bytes = 0;
     bool output = false;
+    bool updated = false;       // an input that the kernel changes in place
+    std::size_t source = 0;     // of an output: 1 + the index of the input whose memory it is; 0: memory of its own
     std::vector<char> content;  // of an input
     unsigned char* memory = nullptr;
 
@@ -70,7 +73,7 @@ struct Tensor {
                 fail("out of bounds", "the kernel wrote outside of the tensor of pointer parameter %d", number);
             }
         }
-        if (!output && std::memcmp(data(), content.data(), bytes) != 0) {
+        if (!output && !updated && std::memcmp(data(), content.data(), bytes) != 0) {
             fail("input changed", "the kernel changed the input of pointer parameter %d", number);
         }
     }
@@ -91,6 +94,18 @@ struct Job {
     std::vector<Described> described;
     std::vector<Round> rounds;
 };
+
+inline void read_update(std::istream& line, Job& job) {
+    Tensor tensor;
+    std::size_t pointer = 0;
+    tensor.output = true;
+    line >> tensor.file >> pointer;
+    tensor.source = pointer + 1;
+    tensor.bytes = job.tensors.at(pointer).bytes;
+    job.tensors.at(pointer).updated = true;
+    job.parameters.emplace_back('p', job.tensors.size());
+    job.tensors.push_back(std::move(tensor));
+}
 
 inline uint3 read_triple(std::istream& line) {
     uint3 value{};
@@ -139,6 +154,7 @@ inline Job read_job() {
         if (word == "cluster") grid.cluster = read_triple(line);
         if (word == "shared") line >> grid.dynamic_bytes >> grid.dynamic_alignment;
         if (word == "input" || word == "output") read_tensor(line, job, word == "output");
+        if (word == "update") read_update(line, job);
         if (word == "map") read_map(line, job);
         if (word == "integer") {
             job.parameters.emplace_back('i', job.integers.size());
@@ -176,7 +192,11 @@ int serve(const Entry& entry, int, char**) {
     }
     std::vector<void*> pointers;
     for (Tensor& tensor : job.tensors) {
-        tensor.allocate();
+        if (tensor.source == 0) {
+            tensor.allocate();
+        } else {
+            tensor.memory = job.tensors[tensor.source - 1].memory;
+        }
         pointers.push_back(tensor.data());
     }
     job.maps.resize(job.described.size());
@@ -194,7 +214,9 @@ int serve(const Entry& entry, int, char**) {
     for (std::size_t round = 0; round < job.rounds.size(); ++round) {
         state.round = job.rounds[round];
         state.random.seed(state.round.seed);
-        for (Tensor& tensor : job.tensors) tensor.fill();
+        for (Tensor& tensor : job.tensors) {
+            if (tensor.source == 0) tensor.fill();
+        }
         run_grid();
         for (std::size_t i = 0; i < job.tensors.size(); ++i) {
             const Tensor& tensor = job.tensors[i];

@@ -2,11 +2,19 @@
 // matrix instructions"). Products are exact in float32 for 16-bit operands; sums are float32, k ascending.
 #pragma once
 
+#include "../conversions.h"
 #include "threads.h"
 
 namespace emulate {
 
+constexpr int bytes_of(Element type) {
+    return type == Element::f16 || type == Element::bf16 ? 2 : 1;
+}
+
 inline float float_of(Element type, std::uint32_t bits) {
+    if (type == Element::s8) return static_cast<float>(static_cast<std::int8_t>(bits));
+    if (type == Element::e4m3) return decode(bits & 0xffu, E4M3_FORMAT);
+    if (type == Element::e5m2) return decode(bits & 0xffu, E5M2_FORMAT);
     bits &= 0xffffu;
     if (type == Element::bf16) {
         bits <<= 16;
@@ -127,30 +135,32 @@ void mma_m16n8k16(Element type, float* const* d, const std::uint32_t* const* a, 
 // ---- wgmma ----------------------------------------------------------------------------------------------------------
 // Issued products are carried out as late as allowed: when a thread of the warpgroup's wait asks for them.
 
-// Shared offset of element (mn, k) of an operand: the canonical layouts of the PTX ISA for 2-byte elements, swizzled.
-// Bits 0-13 start, 16-29 leading offset, 32-45 stride offset (each / 16), 62-63 swizzle (1: 128 bytes).
-inline std::uint32_t operand_offset(std::uint64_t descriptor, int mn, int k, bool transposed, Location where) {
+// Shared offset of element (mn, k) of an operand: the canonical layouts of the PTX ISA, swizzled; only 2-byte elements
+// can be transposed. Bits 0-13 start, 16-29 leading offset, 32-45 stride offset (each / 16), 62-63 swizzle (1: 128 bytes).
+inline std::uint32_t operand_offset(std::uint64_t descriptor, int mn, int k, int bytes, bool transposed,
+                                    Location where) {
     const auto field = [&](int shift) { return static_cast<std::uint32_t>(descriptor >> shift & 0x3fff) << 4; };
     const unsigned swizzle = static_cast<unsigned>(descriptor >> 62);
     if (swizzle != 1) fail("not emulated", "a wgmma operand that is not in 128-byte swizzle%s", at(where).c_str());
     const auto m = static_cast<std::uint32_t>(mn), n = static_cast<std::uint32_t>(k);
     const std::uint32_t inside = transposed ? m / 64 * field(16) + n / 8 * field(32) + n % 8 * 128 + m % 64 * 2
-                                            : m / 8 * field(32) + m % 8 * 128 + n * 2;
+                                            : m / 8 * field(32) + m % 8 * 128 + n * bytes;
     const std::uint32_t address = field(0) + inside;
     return address ^ (address >> 7 & 7) << 4;
 }
 
 inline float operand(Cta& cta, Element type, std::uint64_t descriptor, int mn, int k, bool transposed, Location where) {
+    const int size = bytes_of(type);
     const unsigned char* bytes =
-        shared_at(cta, operand_offset(descriptor, mn, k, transposed, where), 2, 2, "wgmma", where);
-    return float_of(type, static_cast<std::uint32_t>(bytes[0] | bytes[1] << 8));
+        shared_at(cta, operand_offset(descriptor, mn, k, size, transposed, where), size, size, "wgmma", where);
+    return float_of(type, static_cast<std::uint32_t>(size == 2 ? bytes[0] | bytes[1] << 8 : bytes[0]));
 }
 
 // ThreadSanitizer is told of the reads in runs of 16 bytes, the swizzle's unit.
 inline void note_operand(Cta& cta, std::uint64_t descriptor, int rows, bool transposed, Location where) {
     for (int mn = 0; mn < rows; mn += transposed ? 8 : 1) {
         for (int k = 0; k < 16; k += transposed ? 1 : 8) {
-            note_read(shared_at(cta, operand_offset(descriptor, mn, k, transposed, where), 16, 16, "wgmma", where), 16);
+            note_read(shared_at(cta, operand_offset(descriptor, mn, k, 2, transposed, where), 16, 16, "wgmma", where), 16);
         }
     }
 }
@@ -194,14 +204,15 @@ struct WarpgroupProduct {
 
 inline void multiply(Cta& cta, Element type, int n, const WarpgroupProduct& product, std::uint64_t a_descriptor,
                      std::uint64_t b_descriptor, int a_transposed, int b_transposed, Location where) {
-    std::vector<float> left(64 * 16), right(16 * static_cast<std::size_t>(n)), sums(static_cast<std::size_t>(n));
-    for (int k = 0; k < 16; ++k) {
+    const int depth = 32 / bytes_of(type);
+    std::vector<float> left(64 * depth), right(depth * static_cast<std::size_t>(n)), sums(static_cast<std::size_t>(n));
+    for (int k = 0; k < depth; ++k) {
         for (int j = 0; j < n; ++j) right[k * n + j] = operand(cta, type, b_descriptor, j, k, b_transposed != 0, where);
     }
     if (product.a.empty()) {
         for (int row = 0; row < 64; ++row) {
-            for (int k = 0; k < 16; ++k) {
-                left[row * 16 + k] = operand(cta, type, a_descriptor, row, k, a_transposed != 0, where);
+            for (int k = 0; k < depth; ++k) {
+                left[row * depth + k] = operand(cta, type, a_descriptor, row, k, a_transposed != 0, where);
             }
         }
     } else {
@@ -209,15 +220,15 @@ inline void multiply(Cta& cta, Element type, int n, const WarpgroupProduct& prod
             for (int i = 0; i < 8; ++i) {
                 const int row = thread / 32 * 16 + thread % 32 / 4 + 8 * (i / 2 & 1);
                 const int k = 2 * (thread % 4) + 8 * (i / 4) + i % 2;
-                left[row * 16 + k] = float_of(type, product.a[thread * 4 + i / 2] >> (16 * (i % 2)));
+                left[row * depth + k] = float_of(type, product.a[thread * 4 + i / 2] >> (16 * (i % 2)));
             }
         }
     }
     const int held = n / 2;
     for (int row = 0; row < 64; ++row) {
         std::fill(sums.begin(), sums.end(), 0.0f);
-        for (int k = 0; k < 16; ++k) {
-            const float factor = left[row * 16 + k];
+        for (int k = 0; k < depth; ++k) {
+            const float factor = left[row * depth + k];
             const float* other = &right[k * n];
             for (int j = 0; j < n; ++j) sums[j] += factor * other[j];
         }
@@ -226,7 +237,12 @@ inline void multiply(Cta& cta, Element type, int n, const WarpgroupProduct& prod
         for (int j = 0; j < n; ++j) {
             const int thread = first_thread + j % 8 / 2;
             float& d = *product.d[static_cast<std::size_t>(thread) * held + 4 * (j / 8) + 2 * half + j % 2];
-            d = product.accumulate[thread] ? d + sums[j] : sums[j];
+            if (type == Element::s8) {  // a place for an integer; the sum of 32 products is exact in float32
+                auto& integer = *reinterpret_cast<std::int32_t*>(&d);
+                integer = (product.accumulate[thread] ? integer : 0) + static_cast<std::int32_t>(sums[j]);
+            } else {
+                d = product.accumulate[thread] ? d + sums[j] : sums[j];
+            }
         }
     }
 }

@@ -29,13 +29,16 @@ __device__ __forceinline__ void mbarrier_arrive(uint32_t bar) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
 
-// Arrives at the barrier that lies at the same offset in the shared memory of CTA `cta` of the cluster.
+// Arrives at the barrier that lies at the same offset in the shared memory of CTA `cta` of the cluster. Without a scope,
+// which means the CTA's: it orders nothing between CTAs but the arrival. That is enough for a buffer that only the async
+// proxy writes and reads (TMA, wgmma), as in a ring; with .release.cluster, each arrival would cost a MEMBAR.ALL.GPU, and
+// each wait with .acquire.cluster would empty the L1 cache.
 __device__ __forceinline__ void mbarrier_arrive_cluster(uint32_t bar, uint32_t cta) {
     asm volatile(
         "{\n"
         ".reg .b32 remote;\n"
         "mapa.shared::cluster.u32 remote, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
         "}" ::"r"(bar),
         "r"(cta)
         : "memory");
@@ -64,22 +67,6 @@ __device__ __forceinline__ bool mbarrier_try_wait(uint32_t bar, uint32_t parity)
 __device__ __forceinline__ void mbarrier_wait(uint32_t bar, uint32_t parity) {
     while (!mbarrier_try_wait(bar, parity)) {
     }
-}
-
-// As mbarrier_wait, for barriers that other CTAs of the cluster arrive at: acquires at cluster scope.
-__device__ __forceinline__ void mbarrier_wait_cluster(uint32_t bar, uint32_t parity) {
-    uint32_t complete;
-    do {
-        asm volatile(
-            "{\n"
-            ".reg .pred p;\n"
-            "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
-            "selp.u32 %0, 1, 0, p;\n"
-            "}"
-            : "=r"(complete)
-            : "r"(bar), "r"(parity)
-            : "memory");
-    } while (complete == 0);
 }
 
 // Position in a ring of DEPTH buffers and the parity of the current round; `advance` after each buffer.

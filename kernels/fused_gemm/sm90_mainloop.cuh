@@ -49,11 +49,7 @@ __device__ __forceinline__ void load_tile(const shared_plan& shared, ring& posit
     for (int block = 0; block < k_blocks; ++block) {
         const int k = block * BLOCK_K;
         const uint32_t full = shared.full(position.stage);
-        if constexpr (CLUSTER_M > 1) {
-            forge::mbarrier_wait_cluster(shared.empty(position.stage), position.round_parity ^ 1);
-        } else {
-            forge::mbarrier_wait(shared.empty(position.stage), position.round_parity ^ 1);
-        }
+        forge::mbarrier_wait(shared.empty(position.stage), position.round_parity ^ 1);
         forge::mbarrier_arrive_expect_tx(full, STAGE_BYTES);
         forge::tma_load_2d(shared.a(position.stage), x, full, k, row);
 #pragma unroll

@@ -29,6 +29,8 @@ _PORTABLE_CLUSTER = 8  # blocks of a cluster that every GPU with clusters has
 
 _loaded: dict[tuple[int, str], Any] = {}
 _loading = threading.Lock()
+#: Dynamic shared memory that a loaded kernel was allowed, in bytes.
+_allowed: dict[tuple[int, str], int] = {}
 
 
 def load(binary: Binary) -> Any:
@@ -152,7 +154,10 @@ class Launcher:
         for axis, (size, most) in enumerate(zip(grid, _GRID_LIMIT)):
             if not 1 <= size <= most:
                 raise ContractError(f"{binary.entry}: grid {grid}: axis {'xyz'[axis]} must be within 1..{most}")
-        if shared > _DEFAULT_SHARED:
+        # Static shared memory counts too. Launchers of one kernel differ in what they need: the limit only grows.
+        key = (current_ordinal(), binary.key)
+        if shared + binary.resources.static_shared > _DEFAULT_SHARED and shared > _allowed.get(key, 0):
+            _allowed[key] = shared
             attribute = cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             handle = checked(cu.cuDeviceGet(current_ordinal()))
             checked(cu.cuKernelSetAttribute(attribute, shared, self.kernel, handle))

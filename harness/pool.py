@@ -110,6 +110,9 @@ def run_jobs(
                 if worker is None or worker.process.poll() is not None:
                     worker = _Worker(mode, loads)
                 row = worker.run(job, limit) if worker.ready else None
+                if row is None and worker.process.wait() == 0:  # it had ended by itself, after an error on the device
+                    worker = _Worker(mode, loads)
+                    row = worker.run(job, limit) if worker.ready else None
                 if row is None:
                     row = _lost(job, worker, limit)
                     worker = None

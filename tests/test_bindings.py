@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from trtforge.bindings import arrays, cache, device
+from trtforge.bindings import arrays, cache, device, launch
 from trtforge.bindings.architectures import INSPECTED, architecture, of_device
 from trtforge.bindings.binary import Binary, Parameter, entry_parameters, report_resources
 from trtforge.bindings.disassemble import instruction_mix, sass
@@ -198,6 +200,34 @@ def test_the_launch_configuration_has_the_drivers_layout(cluster: tuple[int, int
     assert (ours.shared, ours.stream, ours.count) == (seen.shared, seen.stream, seen.count)
     if cluster:
         assert bytes(ours.attributes[0]) == bytes(seen.attributes[0])
+
+
+def test_shared_memory_beyond_48_kib_is_asked_for_and_the_limit_only_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Static and dynamic shared memory share the 48 KiB that need no permission; launchers share the kernel's limit."""
+    asked: list[int] = []
+
+    class Driver:
+        CUfunction_attribute = SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8)
+
+        def cuDeviceGet(self, ordinal: int) -> tuple[int, int]:
+            return 0, ordinal
+
+        def cuKernelSetAttribute(self, attribute: int, value: int, kernel: int, device: int) -> tuple[int]:
+            asked.append(value)
+            return (0,)
+
+    monkeypatch.setattr(launch, "driver", Driver)
+    monkeypatch.setattr(launch, "load", lambda binary: 7)
+    monkeypatch.setattr(launch, "current_ordinal", lambda: 0)
+    monkeypatch.setattr(launch, "device", lambda ordinal: SimpleNamespace(architecture=architecture("sm_90a")))
+    monkeypatch.setattr(launch.per_launch, "launcher", lambda: None)
+    monkeypatch.setattr(launch, "_allowed", {})
+    binary: Any = SimpleNamespace(key="k", entry="kernel", metadata={}, resources=SimpleNamespace(static_shared=128))
+    for dynamic in (40_960, 49_152, 200_000, 60_000):
+        launch.Launcher(binary, (1, 1, 1), (32, 1, 1), dynamic, inputs=1, outputs=1)
+    assert asked == [49_152, 200_000]
+    with pytest.raises(ContractError, match="exceed the 232448 bytes"):
+        launch.Launcher(binary, (1, 1, 1), (32, 1, 1), 232_400, inputs=1, outputs=1)
 
 
 def test_dtypes_round_trip_and_unknown_ones_are_listed() -> None:

@@ -424,7 +424,10 @@ def test_following_runs_the_command_without_watch(monkeypatch: pytest.MonkeyPatc
 
 
 def test_ctrl_c_ends_with_the_status_of_the_last_run() -> None:
-    code = "import sys; from trtforge.harness.watch import follow; sys.exit(follow(['list', 'absent'], 'rms_norm'))"
+    code = (  # a shell ignores Ctrl-C in what it starts in the background, and children inherit that
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from trtforge.harness.watch import follow; sys.exit(follow(['list', 'absent'], 'rms_norm'))"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     lines = []

@@ -16,6 +16,8 @@ from trtforge.kernels.quantize.granularity import TRITON_TYPES
 LANES = 8
 #: Elements of an odd row that a thread holds; the rest of the row is read a second time.
 SCALAR_ITEMS = 16
+SCALAR_SUM = 1024
+WIDEST_ROW = 512
 #: A persistent launch pays for its ring of rows from here on, in bytes of all inputs.
 RING_FROM = 32 << 20
 #: Shared memory beside the ring: the slots of the reduction, and what the system keeps.
@@ -140,7 +142,18 @@ def row_kernels(op: Op, source: str, inputs: int, most_items: int, **constants: 
             },
         )
 
-    @op.kernel(cuda(source), name="cuda_scalar", tactics=SCALAR_TACTICS, align=2)
+    @op.kernel(
+        cuda(source),
+        name="cuda_scalar",
+        tactics=SCALAR_TACTICS,
+        requires=[
+            (
+                lambda d, t: t.ROW_THREADS == WIDEST_ROW or d.N <= SCALAR_SUM * t.ROW_THREADS,
+                f"adds at most {SCALAR_SUM} squares one after the other, for the sake of the sum's last bits",
+            )
+        ],
+        align=2,
+    )
     def _(d: Any, t: Any) -> Launch:
         return Launch(
             grid=cdiv(d.M, t.THREADS // t.ROW_THREADS),

@@ -5,6 +5,9 @@ Everything goes through ``cuda.bindings.driver``; the primary context is the one
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -149,3 +152,15 @@ def synchronize() -> None:
     """Wait for everything on the current device; raises DeviceError when a kernel has failed."""
     current_ordinal()
     checked(driver().cuCtxSynchronize())
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """No cyclic garbage collection: what it destroys may wait for the device, which breaks a stream capture."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

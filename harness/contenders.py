@@ -12,14 +12,14 @@ from __future__ import annotations
 import gc
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from trtforge.bindings.architectures import Architecture
 from trtforge.bindings.arrays import Array
-from trtforge.bindings.device import current_device, synchronize
+from trtforge.bindings.device import current_device, no_collection, synchronize
 from trtforge.bindings.errors import ContractError, ForgeError, UnknownNameError, UsageError
 from trtforge.bindings.optional import available, require
 from trtforge.harness.jobs import Job
@@ -201,7 +201,7 @@ def _eager(problem: Problem, choice: Choice, index: int) -> Callable[[], Any]:
 def _captured_by_cupy(call: Callable[[], Any], stream: Any) -> Callable[[], Any]:
     call()
     synchronize()
-    with _no_collection():
+    with no_collection():
         stream.begin_capture()
         try:
             call()
@@ -313,7 +313,7 @@ def _captured_by_torch(call: Callable[[], Any], torch: Any) -> tuple[Callable[[]
             call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with _no_collection(), torch.cuda.stream(side):
+    with no_collection(), torch.cuda.stream(side):
         graph.capture_begin(capture_error_mode="thread_local")
         try:
             outputs = call()
@@ -330,18 +330,6 @@ def rotating(calls: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
         return calls[0]
     endless = itertools.cycle(calls)
     return lambda: next(endless)()
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """No cyclic garbage collection while a stream is captured: freeing device memory would end the capture."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _one_line(error: BaseException) -> str:

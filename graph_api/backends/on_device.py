@@ -10,7 +10,6 @@ what a graph was captured with is never given back while it lives, and one strea
 
 from __future__ import annotations
 
-import gc
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from trtforge.bindings import ranges
-from trtforge.bindings.device import current_ordinal, require_gpu
+from trtforge.bindings.device import current_ordinal, no_collection, require_gpu
 from trtforge.bindings.dtypes import DTYPES
 from trtforge.bindings.errors import DeviceError, ForgeError
 from trtforge.bindings.optional import require
@@ -130,7 +129,7 @@ class OnDevice(Executable):
             buffer.set(storage(host[name]), stream=self._stream)
         if not capture or not self._before_capture(static, dims):
             return self._run(static, dims)
-        with _no_collection(), ranges.phase("capture", key):
+        with no_collection(), ranges.phase("capture", key):
             self._stream.begin_capture()
             try:
                 outputs = self._run(static, dims)
@@ -180,18 +179,6 @@ def _allocate(cupy: Any, held: list[Any], size: int) -> Any:
     pointer = cupy.cuda.MemoryPointer(cupy.cuda.Memory(size), 0)
     held.append(pointer)
     return pointer
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """No cyclic garbage collection: what it destroys may wait for the device, which ends a capture with an error."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def storage(array: np.ndarray) -> np.ndarray:

@@ -76,7 +76,7 @@ STATE = State()
 
 #: Suite by suite, the folders of kernels/ whose ops it measures.
 FAMILIES = {
-    "attention": ("flash_attention", "paged_attention", "kv_cache"),
+    "attention": ("flash_attention", "paged_attention", "varlen_attention", "kv_cache"),
     "gemm": ("fused_gemm", "scaled_gemm", "weight_only_gemm", "grouped_gemm"),
     "normalization": ("rms_norm",),
     "quantization": ("quantize", "fused_quantize"),

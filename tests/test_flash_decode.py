@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from typing import Any
 
+import attention_in_torch as reference
 import ml_dtypes
 import numpy as np
 import pytest
@@ -84,32 +86,53 @@ def in_float64(op: Op, inputs: dict[str, np.ndarray], a: dict[str, Any]) -> np.n
     return o
 
 
-def random_call(rng: np.random.Generator, largest: int) -> tuple[Op, Case, dict[str, str]]:
-    """An op, a case with at most about ``largest`` keys, and dtypes; every option now and then."""
+@dataclass(frozen=True)
+class Drawn:
+    """What is compiled in, of a random call: all but its sizes."""
+
+    op: Op
+    width: int
+    optional: tuple[str, ...]
+    attributes: dict[str, Any]
+    dtypes: dict[str, str]
+
+    def case(self, rng: np.random.Generator, largest: int) -> Case:
+        """Sizes with at most about ``largest`` keys."""
+        hkv, queries = int(rng.integers(1, 4)), int(rng.choice([1, 1, 1, 2, 3, 5]))
+        group = int(rng.choice([1, 2, 4, 8, 3, 16]))
+        dims = {"B": int(rng.integers(1, 5)), "Hkv": hkv, "Hq": hkv * group, "Sq": queries, "D": self.width}
+        keys = int(rng.integers(1, largest + 1))
+        if self.op is flash_attention:
+            dims["Sk"] = keys
+        elif "block_table" not in self.optional:
+            dims |= {"pages": dims["B"], "page_size": keys}
+        else:
+            page = int(rng.choice([16, 64, 128, 48]))
+            width = -(-keys // page)
+            dims |= {"page_size": page, "max_pages": width, "pages": dims["B"] * width + int(rng.integers(0, 4))}
+        return Case(dims, self.attributes, optional=self.optional)
+
+
+def draw(rng: np.random.Generator, largest: int) -> Drawn:
+    """An op, a width, dtypes and options; every option now and then."""
     op = OPS[rng.integers(3)]
-    hkv, queries = int(rng.integers(1, 4)), int(rng.choice([1, 1, 1, 2, 3, 5]))
-    group = int(rng.choice([1, 2, 4, 8, 3, 16]))
-    dims = {"B": int(rng.integers(1, 5)), "Hkv": hkv, "Hq": hkv * group, "Sq": queries}
-    dims["D"] = int(rng.choice([64, 128, 128, 8, 40, 72, 96, 192, 256]))
-    keys = int(rng.integers(1, largest + 1))
+    width = int(rng.choice([64, 128, 128, 8, 40, 72, 96, 192, 256]))
     optional: tuple[str, ...] = ("k_lengths",) if rng.random() < 0.6 else ()
-    if op is flash_attention:
-        dims["Sk"] = keys
-    elif rng.random() < 0.25:
-        dims |= {"pages": dims["B"], "page_size": keys}
-    else:
-        page = int(rng.choice([16, 64, 128, 48]))
-        width = -(-keys // page)
-        dims |= {"page_size": page, "max_pages": width, "pages": dims["B"] * width + int(rng.integers(0, 4))}
+    if op is not flash_attention and rng.random() < 0.75:
         optional += ("block_table",)
     attributes: dict[str, Any] = {"causal": bool(rng.random() < 0.5)}
     if rng.random() < 0.3:
-        attributes["window"] = int(rng.integers(1, keys + 2))
+        attributes["window"] = int(largest ** rng.random())
     if rng.random() < 0.3:
         attributes["soft_cap"] = float(rng.choice([2.0, 15.0, 50.0]))
     q = str(rng.choice(["float16", "bfloat16"]))
     cache = str(rng.choice(["float8_e4m3fn", "int8"])) if op is paged_attention_8bit else ""
-    return op, Case(dims, attributes, optional=optional), _dtypes(op, q, cache)
+    return Drawn(op, width, optional, attributes, _dtypes(op, q, cache))
+
+
+def random_call(rng: np.random.Generator, largest: int) -> tuple[Op, Case, dict[str, str]]:
+    drawn = draw(rng, largest)
+    return drawn.op, drawn.case(rng, largest), drawn.dtypes
 
 
 def _sample(op: Op, case: Case, dtypes: dict[str, str], seed: int) -> dict[str, np.ndarray]:
@@ -259,28 +282,93 @@ def test_wild_page_numbers_read_nothing_outside_of_the_cache() -> None:
 # ---- on a GPU -------------------------------------------------------------------------------------------------------
 
 
+def inputs_in_torch(drawn: Drawn, case: Case, rng: np.random.Generator, generator: Any) -> dict[str, Any]:
+    """What :func:`_sample` makes, drawn on the generator's device."""
+    import torch
+
+    d, where = case.dims, generator.device
+    paged = drawn.op is not flash_attention
+    cache = (d["pages"], d["Hkv"], d["page_size"], d["D"]) if paged else (d["B"], d["Hkv"], d["Sk"], d["D"])
+    capacity = d["page_size"] * d.get("max_pages", 1) if paged else d["Sk"]
+    shapes = {"q": (d["B"], d["Hq"], d["Sq"], d["D"]), ("k_cache" if paged else "k"): cache}
+    shapes["v_cache" if paged else "v"] = cache
+    inputs: dict[str, Any] = {}
+    for name, shape in shapes.items():
+        kind = drawn.dtypes[name]
+        if kind == "int8":
+            inputs[name] = torch.randint(-128, 128, shape, generator=generator, device=where, dtype=torch.int8)
+        else:
+            made = torch.randn(shape, generator=generator, device=where)
+            inputs[name] = made.to(getattr(torch, kind))
+    if drawn.op is paged_attention_8bit:
+        low, high = (0.005, 0.02) if drawn.dtypes["k_cache"] == "int8" else (0.5, 2.0)
+        for name in ("k_scale", "v_scale"):
+            inputs[name] = low + (high - low) * torch.rand(d["Hkv"], generator=generator, device=where)
+    lengths = None
+    if "k_lengths" in drawn.optional:
+        lengths = rng.integers(0, capacity + 1, d["B"]).astype(np.int32)
+        inputs["k_lengths"] = torch.from_numpy(lengths).to(where)
+        if not paged:
+            past = (torch.arange(capacity, device=where) >= inputs["k_lengths"][:, None])[:, None, :, None]
+            inputs["k"], inputs["v"] = (inputs[x].masked_fill(past, float("nan")) for x in "kv")
+    if "block_table" in drawn.optional:
+        table = rng.permutation(d["pages"])[: d["B"] * d["max_pages"]].reshape(d["B"], -1).astype(np.int32)
+        for b, n in enumerate(lengths if lengths is not None else ()):
+            table[b, -(-int(n) // d["page_size"]) :] = rng.choice([-1, 2**31 - 1, -(2**31)])
+        inputs["block_table"] = torch.from_numpy(table).to(where)
+    return inputs
+
+
+def in_torch(drawn: Drawn, inputs: dict[str, Any]) -> Any:
+    """What :func:`in_float64` computes, on the device of the inputs."""
+    import torch
+
+    q, a = inputs["q"], drawn.attributes
+    if drawn.op is flash_attention:
+        k, v = inputs["k"].double(), inputs["v"].double()
+    else:
+        pages = len(inputs["k_cache"])
+        table = inputs.get("block_table", torch.arange(pages, device=q.device)[:, None]).long().clamp(0, pages - 1)
+        k, v = (inputs[x].float()[table].double().transpose(1, 2).flatten(2, 3) for x in ("k_cache", "v_cache"))
+    if drawn.op is paged_attention_8bit:
+        k, v = k * inputs["k_scale"].double()[:, None, None], v * inputs["v_scale"].double()[:, None, None]
+    keys = k.shape[2]
+    lengths = inputs.get("k_lengths", torch.full((len(q),), keys, device=q.device))
+    past = (torch.arange(keys, device=q.device) >= lengths[:, None])[:, None, :, None]
+    seen = reference.dense_visible(q.shape[2], lengths, keys, a["causal"], a.get("window", -1))
+    return reference.attend(
+        q.double(),
+        k.masked_fill(past, 0.0),
+        v.masked_fill(past, 0.0),
+        seen,
+        a.get("soft_cap", 0.0),
+        q.shape[-1] ** -0.5,
+    )
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("part", range(10))
+@pytest.mark.parametrize("part", range(25))
 def test_random_configurations_on_the_gpu(part: int) -> None:
     """500 in all: odd sizes, lengths, heads, windows, pages, caches, tactics, against float64."""
+    torch = pytest.importorskip("torch")
     from trtforge.bindings import device
 
     target = device.current_device().architecture
+    rng = np.random.default_rng(part)
+    drawn = draw(rng, 3000)
+    op, kernel = drawn.op, drawn.op.kernel_named("decode")
+    binding = op.bind_case(drawn.case(rng, 3000), drawn.dtypes)
+    served = [i for i in range(len(kernel.tactics)) if kernel.refusal(binding, i, target) is None]
+    index = int(rng.choice(served))
     wrong = []
-    for number in range(50):
-        seed = 50 * part + number
-        rng = np.random.default_rng(seed)
-        op, case, dtypes = random_call(rng, 3000)
-        kernel = op.kernel_named("decode")
-        inputs = _sample(op, case, dtypes, seed)
-        binding = op.bind_case(case, dtypes)
-        served = [i for i in range(len(kernel.tactics)) if kernel.refusal(binding, i, target) is None]
-        index = int(rng.choice(served))
+    for number in range(20):
+        case = drawn.case(rng, 3000)
+        inputs = inputs_in_torch(drawn, case, rng, torch.Generator("cuda").manual_seed(100 * part + number))
         arguments = [inputs.get(name) for name in op.inputs]
-        found = op(*arguments, **case.attributes, kernel="decode", tactic=index, device="cuda").astype(np.float64)
-        verdict = compare(found, in_float64(op, inputs, dict(case.attributes)), tolerance_of(op, dtypes["q"]))
-        if not verdict.passed:
-            wrong.append((seed, op.name, case.label, kernel.tactic_label(index), verdict))
+        found = op(*arguments, **case.attributes, kernel="decode", tactic=index)
+        message, _ = reference.verdict(found, in_torch(drawn, inputs), tolerance_of(op, drawn.dtypes["q"]))
+        if message:
+            wrong.append((number, op.name, case.label, kernel.tactic_label(index), message))
     assert not wrong, wrong
 
 

@@ -10,11 +10,14 @@
 //
 //   copies in flight:    V(j) during S = Q K(j)^T,   K(j-1) during softmax and O += P V(j)
 //
-// Compile-time inputs: HEAD_DIM; tactic WARPS, M_TILES (16-row tiles of a warp), BLOCK_N (keys of a block).
+// VARLEN: sequences of different lengths, packed one after another as [token, head, D] (packed_sequences.cuh).
+//
+// Compile-time inputs: HEAD_DIM; VARLEN; tactic WARPS, M_TILES (16-row tiles of a warp), BLOCK_N (keys of a block).
 #include "common/mma.cuh"
 #include "common/numeric.cuh"
 #include "mma_tiles.cuh"
 #include "online_softmax.cuh"
+#include "packed_sequences.cuh"
 #include "tile_order.cuh"
 #include "visibility.cuh"
 
@@ -147,7 +150,12 @@ flash_attention_mma(const q_t* __restrict__ q, const q_t* __restrict__ k, const 
 #if HAS_K_LENGTHS
                     const int32_t* __restrict__ k_lengths,
 #endif
+#if VARLEN
+                    const int32_t* __restrict__ q_offsets, const int32_t* __restrict__ k_offsets, int sequences,
+                    int q_heads, int kv_heads, int q_tokens, int k_tokens, q_t* __restrict__ o
+#else
                     int q_heads, int kv_heads, int queries, int keys_in_memory, q_t* __restrict__ o
+#endif
 #if WITH_LSE
                     , float* __restrict__ lse
 #endif
@@ -158,6 +166,22 @@ flash_attention_mma(const q_t* __restrict__ q, const q_t* __restrict__ k, const 
     const uint32_t v_tile = k_tile + KV_TILE_BYTES;
 
     const int group = q_heads / kv_heads;
+#if VARLEN
+    const packed_sequences packed{q_offsets, k_offsets, sequences, q_tokens, k_tokens};
+    const int slots = packed.slots<BLOCK_M>(group);
+    const int kv_head = blockIdx.x / slots;
+    const packed_tile tile = packed.tile_at<BLOCK_M>(blockIdx.x % slots, group);
+    if (tile.rows == 0) {
+        return;
+    }
+    const int rows = tile.rows, queries = tile.queries, keys = tile.keys, first_row = tile.first_row;
+    auto q_offset = [&](int row) -> long long {
+        const long long token = tile.q_begin + row / group;
+        return (token * q_heads + kv_head * group + row % group) * HEAD_DIM;
+    };
+    const int key_pitch = kv_heads * HEAD_DIM;
+    const long long kv_offset = (static_cast<long long>(tile.k_begin) * kv_heads + kv_head) * HEAD_DIM;
+#else
     const int rows = queries * group;
     const int row_blocks = (rows + BLOCK_M - 1) / BLOCK_M;
     const long long kv_head_bytes = 2ll * keys_in_memory * HEAD_DIM * ELEMENT_BYTES;
@@ -166,24 +190,26 @@ flash_attention_mma(const q_t* __restrict__ q, const q_t* __restrict__ k, const 
         tile_of<IS_CAUSAL, false>(blockIdx.x, row_blocks, heads, heads_of_section(heads, 1, kv_head_bytes));
     const int batch = tile.head / kv_heads;
     const int first_row = tile.query_block * BLOCK_M;
-    const int last_row = min(first_row + BLOCK_M, rows) - 1;
 #if HAS_K_LENGTHS
     const int keys = min(max(k_lengths[batch], 0), keys_in_memory);
 #else
     const int keys = keys_in_memory;
 #endif
-    const visibility visible(keys, queries);
-    const key_blocks blocks = key_blocks::of<BLOCK_N>(visible, first_row / group, last_row / group);
-
     const long long first_q_head = static_cast<long long>(batch) * q_heads + tile.head % kv_heads * group;
     auto q_offset = [&](int row) -> long long {
         return ((first_q_head + row % group) * queries + row / group) * HEAD_DIM;
     };
     const long long kv_offset = static_cast<long long>(tile.head) * keys_in_memory * HEAD_DIM;
+    constexpr int key_pitch = HEAD_DIM;
+#endif
+    const int last_row = min(first_row + BLOCK_M, rows) - 1;
+    const visibility visible(keys, queries);
+    const key_blocks blocks = key_blocks::of<BLOCK_N>(visible, first_row / group, last_row / group);
+
     auto load_block = [&](uint32_t shared, const q_t* memory, int block) {
         load_rows<BLOCK_N>(shared, memory, [&](int row) -> long long {
             const int key = block * BLOCK_N + row;
-            return key < keys ? kv_offset + static_cast<long long>(key) * HEAD_DIM : -1;
+            return key < keys ? kv_offset + static_cast<long long>(key) * key_pitch : -1;
         });
         cp_async_commit();
     };

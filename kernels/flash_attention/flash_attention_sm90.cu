@@ -16,6 +16,9 @@
 //
 // Heads never mix: tensor maps have three dimensions (column, row, batch * head), so a box that reaches past the last
 // row of its head is filled with zeros. The key range follows from the tile, all roles derive it.
+//
+// VARLEN: sequences of different lengths, packed one after another as [token, head, D]. A box that reaches past the end
+// of its sequence brings rows of the next: as keys they are masked, as values cleared, as queries not stored.
 #include "common/mbarrier.cuh"
 #include "common/tma.cuh"
 #include "common/warpgroup.cuh"
@@ -32,14 +35,19 @@ flash_attention_sm90(const q_t* __restrict__, const q_t* __restrict__, const q_t
 #if HAS_K_LENGTHS
                      const int32_t* __restrict__ k_lengths,
 #endif
+#if VARLEN
+                     const int32_t* __restrict__ q_offsets, const int32_t* __restrict__ k_offsets, int sequences,
+                     int q_heads, int kv_heads, int q_tokens, int k_tokens, q_t* __restrict__ output,
+#else
                      int heads, int q_heads, int kv_heads, int queries, int keys_in_memory, int section_heads,
                      int query_blocks, int tiles, int tile_step, q_t* __restrict__ output,
+#endif
 #if WITH_LSE
                      float* __restrict__ lse,
 #endif
                      const __grid_constant__ tensor_map q_map,
                      const __grid_constant__ tensor_map k_map, const __grid_constant__ tensor_map v_map
-#if !PERSISTENT
+#if !PERSISTENT && !VARLEN
                      , const __grid_constant__ tensor_map o_map
 #endif
 ) {
@@ -51,15 +59,25 @@ flash_attention_sm90(const q_t* __restrict__, const q_t* __restrict__, const q_t
 #if !WITH_LSE
     constexpr float* lse = nullptr;
 #endif
+#if VARLEN
+    const packed_sequences packed{q_offsets, k_offsets, sequences, q_tokens, k_tokens};
+    const int slots = packed.slots<BLOCK_M>(1);
+    const packed_tile tile = packed.tile_at<BLOCK_M>(blockIdx.x % slots, 1);
+    if (tile.rows == 0) {
+        return;
+    }
+    const tile_schedule schedule(tile, q_heads, kv_heads, blockIdx.x / slots, k_tokens);
+#else
     const tile_schedule schedule{heads,         q_heads,      kv_heads, queries,   keys_in_memory,
                                  section_heads, query_blocks, tiles,    tile_step, k_lengths};
+#endif
 
     const int warp = warp_index_uniform();
     if (threadIdx.x == 0) {
         tma_prefetch_descriptor(&q_map);
         tma_prefetch_descriptor(&k_map);
         tma_prefetch_descriptor(&v_map);
-#if !PERSISTENT
+#if !PERSISTENT && !VARLEN
         tma_prefetch_descriptor(&o_map);
 #endif
         shared.init_barriers();
@@ -82,8 +100,14 @@ flash_attention_sm90(const q_t* __restrict__, const q_t* __restrict__, const q_t
         worker.run(item);
         float sums[2];
         worker.softmax.log_sum_exp(sums);
-        store_lse(sums, lse, item, warpgroup, queries);
+        store_lse(sums, lse, item, warpgroup, schedule.queries);
+#if VARLEN
+        float inverse[2];
+        worker.softmax.reciprocals(inverse);
+        store_rows(worker.o, inverse, output, item, warpgroup, schedule.queries);
+#else
         store_output(worker.o, worker.softmax, shared, item, warpgroup, &o_map);
+#endif
 #endif
     }
 }

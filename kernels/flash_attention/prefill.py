@@ -3,6 +3,9 @@
 Shared by ``flash_attention`` and ``flash_attention_lse``: tactics, launches, where each can serve, which one.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from trtforge.kernels import Launch, Op, TensorMap, cdiv, cuda, maximum, minimum
 
 SM90_MIN_ROWS = 64  # below, most of a consumer warpgroup's rows would be padding
@@ -42,6 +45,28 @@ SM90_TACTICS = (
     _sm90_tactic(256, 2, 80, 2, pingpong=1, persistent=1),
 )
 
+SM90_REQUIRES: list[tuple[Callable[..., Any], str]] = [
+    (lambda d: d.D % 8 == 0, "needs D to be a multiple of 8: tensor maps have row pitches of 16 bytes"),
+    (lambda d, t: t.TILE_D - 64 < d.D <= t.TILE_D, "has no tactic for this D with this TILE_D"),
+    (lambda a, t: t.CONSUMERS == 2 or a.soft_cap == 0.0, "has no registers for a soft cap with three consumers"),
+]
+
+MMA_TACTICS = (
+    {"WARPS": 4, "M_TILES": 1, "BLOCK_N": 64},
+    {"WARPS": 4, "M_TILES": 1, "BLOCK_N": 32},
+    {"WARPS": 8, "M_TILES": 1, "BLOCK_N": 64},
+    {"WARPS": 4, "M_TILES": 2, "BLOCK_N": 64},
+    {"WARPS": 4, "M_TILES": 1, "BLOCK_N": 128},
+)
+MMA_REQUIRES: list[tuple[Callable[..., Any], str]] = [
+    (lambda d, t: t.M_TILES == 1 or d.D <= 64, "holds 32 rows a warp in registers only up to D = 64"),
+    (lambda d, t: t.BLOCK_N <= 64 or d.D <= 128, "holds 128 keys of scores in registers only up to D = 128"),
+    (
+        lambda d, t, dev: mma_shared_bytes(d, t) <= dev.smem_per_block,
+        "needs more shared memory for this D than a block of this GPU has",
+    ),
+]
+
 
 def _sm90_persistent(d, a, dev):
     """Whether one block per multiprocessor walks over the tiles: it saves the start of every tile but the first.
@@ -53,7 +78,7 @@ def _sm90_persistent(d, a, dev):
     return int(cdiv(d.Sq, 2 * SM90_ROWS) * d.B * d.Hq > dev.sms and visible <= SM90_PERSISTENT_KEYS)
 
 
-def _sm90_forms(d, persistent):
+def sm90_forms(d, persistent):
     """Tile shapes, best first (measured as above)."""
     if d.D <= 64:  # the second where a soft cap leaves no registers for three consumers
         return ({"TILE_D": 64, "CONSUMERS": 3, "PERSISTENT": persistent}, {"TILE_D": 64, "CONSUMERS": 2})
@@ -69,14 +94,24 @@ def preferences(d, a, dev):
     order: list[object] = []
     if dev.cc == 90 and d.Sq >= SM90_MIN_ROWS and d.D % 8 == 0:
         persistent = _sm90_persistent(d, a, dev)
-        order += [("sm90", form) for form in _sm90_forms(d, persistent)]
+        order += [("sm90", form) for form in sm90_forms(d, persistent)]
         order.append("sm90")
-    few_rows = d.Sq * (d.Hq // d.Hkv) <= 64
-    if not few_rows and d.D <= 64:
+    return order + mma_preferences(d, d.Sq * (d.Hq // d.Hkv))
+
+
+def mma_preferences(d, rows):
+    """Tactics of mma for so many packed rows, best first."""
+    order: list[object] = []
+    if rows > 64 and d.D <= 64:
         order.append(("mma", {"WARPS": 4, "M_TILES": 2, "BLOCK_N": 64}))
-    if not few_rows and d.D <= 128:
+    if rows > 64 and d.D <= 128:
         order.append(("mma", {"WARPS": 8, "M_TILES": 1, "BLOCK_N": 64}))
     return [*order, "mma"]
+
+
+def sm90_shared_bytes(t):
+    """Q, and STAGES tiles of K and of V."""
+    return (t.CONSUMERS * SM90_ROWS + 2 * t.STAGES * t.BLOCK_N) * 2 * t.TILE_D + SM90_SLACK
 
 
 def mma_shared_bytes(d, t):
@@ -93,19 +128,10 @@ def declare(op: Op, with_lse: bool = False) -> None:
         name="sm90",
         arch=("sm_90a",),
         tactics=SM90_TACTICS,
-        requires=[
-            (lambda d: d.D % 8 == 0, "needs D to be a multiple of 8: tensor maps have row pitches of 16 bytes"),
-            (lambda d, t: t.TILE_D - 64 < d.D <= t.TILE_D, "has no tactic for this D with this TILE_D"),
-            (
-                lambda a, t: t.CONSUMERS == 2 or a.soft_cap == 0.0,
-                "has no registers for a soft cap with three consumers",
-            ),
-        ],
+        requires=SM90_REQUIRES,
     )
     def _(d, t, dev):
         rows = t.CONSUMERS * SM90_ROWS
-        tile_bytes = 2 * t.TILE_D
-        shared = (rows + 2 * t.STAGES * t.BLOCK_N) * tile_bytes + SM90_SLACK
         heads = d.B * d.Hq
         query_blocks = cdiv(d.Sq, rows)
         tiles = query_blocks * heads
@@ -120,7 +146,7 @@ def declare(op: Op, with_lse: bool = False) -> None:
         return Launch(
             grid=grid,
             block=(t.CONSUMERS + 1) * 128,
-            shared=shared,
+            shared=sm90_shared_bytes(t),
             scalars=(heads, d.Hq, d.Hkv, d.Sq, d.Sk, section, query_blocks, tiles, grid),
             constants={"HEAD_DIM": d.D, "WITH_LSE": int(with_lse)},
             tensor_maps=(q_map, k_map, v_map) if t.PERSISTENT else (q_map, k_map, v_map, o_map),
@@ -130,21 +156,8 @@ def declare(op: Op, with_lse: bool = False) -> None:
     @op.kernel(
         cuda("flash_attention_mma.cu"),
         name="mma",
-        tactics=(
-            {"WARPS": 4, "M_TILES": 1, "BLOCK_N": 64},
-            {"WARPS": 4, "M_TILES": 1, "BLOCK_N": 32},
-            {"WARPS": 8, "M_TILES": 1, "BLOCK_N": 64},
-            {"WARPS": 4, "M_TILES": 2, "BLOCK_N": 64},
-            {"WARPS": 4, "M_TILES": 1, "BLOCK_N": 128},
-        ),
-        requires=[
-            (lambda d, t: t.M_TILES == 1 or d.D <= 64, "holds 32 rows a warp in registers only up to D = 64"),
-            (lambda d, t: t.BLOCK_N <= 64 or d.D <= 128, "holds 128 keys of scores in registers only up to D = 128"),
-            (
-                lambda d, t, dev: mma_shared_bytes(d, t) <= dev.smem_per_block,
-                "needs more shared memory for this D than a block of this GPU has",
-            ),
-        ],
+        tactics=MMA_TACTICS,
+        requires=MMA_REQUIRES,
     )
     def _(d, t):
         rows = t.WARPS * t.M_TILES * 16

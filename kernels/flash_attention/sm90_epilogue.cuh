@@ -2,8 +2,8 @@
 //
 //   one tile per CTA:  over the warpgroup's own rows of Q in shared memory (same swizzled chunks), then a TMA store; the
 //                      copy engine drops rows past Sq and columns past D
-//   persistent:        from registers, 16 bytes a lane, 64 bytes a row: needs no shared memory, in which the next tile's
-//                      Q, K and V arrive meanwhile, no barrier and no wait
+//   persistent,        from registers, 16 bytes a lane, 64 bytes a row: needs no shared memory, in which the next tile's
+//   or VARLEN:         Q, K and V arrive meanwhile, no barrier and no wait; of a packed sequence's rows just its own
 #pragma once
 
 #include "common/ldmatrix.cuh"
@@ -24,7 +24,7 @@ __device__ __forceinline__ int first_query_of_thread(const work_item& item, int 
 
 // Where row `query` of the output begins for this lane, which stores columns 32 g + 8 (lane % 4) .. + 7 of it.
 __device__ __forceinline__ q_t* lane_columns(q_t* output, const work_item& item, int queries, int query) {
-    return output + (static_cast<long long>(item.head) * queries + query) * HEAD_DIM + threadIdx.x % 4 * 8;
+    return output + item.output_row(queries, query) * HEAD_DIM + threadIdx.x % 4 * 8;
 }
 
 __device__ __forceinline__ void store_rows(const float (&o)[TILE_D / 2], const float (&factor)[2], q_t* output,
@@ -59,7 +59,7 @@ __device__ __forceinline__ void store_lse(const float (&values)[2], float* lse, 
         for (int row = 0; row < 2; ++row) {
             const int query = first_query_of_thread(item, warpgroup) + 8 * row;
             if (query < queries && threadIdx.x % 4 == 0) {
-                lse[static_cast<long long>(item.head) * queries + query] = values[row];
+                lse[item.output_row(queries, query)] = values[row];
             }
         }
     }

@@ -138,7 +138,7 @@ struct consumer {
     }
 
     __device__ __forceinline__ void clear_hidden_values_of(const work_item& item, int block) {
-        if (HAS_K_LENGTHS && item.keys < schedule.keys_in_memory && item.keys < (block + 1) * BLOCK_N) {
+        if ((HAS_K_LENGTHS || VARLEN) && item.keys < schedule.keys_in_memory && item.keys < (block + 1) * BLOCK_N) {
             clear_hidden_values(item.keys - block * BLOCK_N);
         }
     }

@@ -26,16 +26,16 @@ __device__ __forceinline__ void produce(const shared_layout& shared, const tile_
                                         const tensor_map* q_map, const tensor_map* k_map, const tensor_map* v_map) {
     ring_position<STAGES> k_ring, v_ring;
     uint32_t q_parity = 0;
-    auto load_k = [&](int block, int head) {
+    auto load_k = [&](int row, int head) {
         mbarrier_wait(shared.k_empty(k_ring.stage), k_ring.round_parity ^ 1);
         load_tile<KV_CHUNK_BYTES>(shared.k_tile(k_ring.stage), k_map, shared.k_full(k_ring.stage), KV_CHUNK_BYTES,
-                                  block * BLOCK_N, head);
+                                  row, head);
         k_ring.advance();
     };
-    auto load_v = [&](int block, int head) {
+    auto load_v = [&](int row, int head) {
         mbarrier_wait(shared.v_empty(v_ring.stage), v_ring.round_parity ^ 1);
         load_tile<KV_CHUNK_BYTES>(shared.v_tile(v_ring.stage), v_map, shared.v_full(v_ring.stage), KV_CHUNK_BYTES,
-                                  block * BLOCK_N, head);
+                                  row, head);
         v_ring.advance();
     };
     auto load_q = [&](const work_item& item) {
@@ -43,28 +43,29 @@ __device__ __forceinline__ void produce(const shared_layout& shared, const tile_
         for (int warpgroup = 0; warpgroup < CONSUMERS; ++warpgroup) {
             mbarrier_wait(shared.q_empty(warpgroup), q_parity ^ 1);
             load_tile<WARPGROUP_CHUNK_BYTES>(shared.q_rows(warpgroup), q_map, shared.q_full(warpgroup), Q_CHUNK_BYTES,
-                                             item.first_query + warpgroup * WARPGROUP_ROWS, item.head);
+                                             item.q_row(item.first_query + warpgroup * WARPGROUP_ROWS), item.head);
         }
         q_parity ^= 1;
     };
-    int owed_block = -1;  // of V, whose K has been loaded
+    int owed_row = -1;  // of V, whose K has been loaded
     int owed_head = 0;
     for (int tile = blockIdx.x; tile < schedule.tiles; tile += schedule.step) {
         const work_item item = schedule.at(tile);
         for (int block = item.blocks.end - 1; block >= item.blocks.begin; --block) {
-            load_k(block, item.kv_head);
-            if (owed_block >= 0) {
-                load_v(owed_block, owed_head);
+            const int row = item.k_row(block * BLOCK_N);
+            load_k(row, item.kv_head);
+            if (owed_row >= 0) {
+                load_v(owed_row, owed_head);
             }
             if (block == item.blocks.end - 1) {
                 load_q(item);
             }
-            owed_block = block;
+            owed_row = row;
             owed_head = item.kv_head;
         }
     }
-    if (owed_block >= 0) {
-        load_v(owed_block, owed_head);
+    if (owed_row >= 0) {
+        load_v(owed_row, owed_head);
     }
 }
 

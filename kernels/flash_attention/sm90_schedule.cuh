@@ -1,7 +1,11 @@
 // Which tiles a CTA works on, and what each of them has to visit. Producer and consumers walk the same list, each for
 // itself: CTA c takes tiles c, c + grid, c + 2 grid, ... of the order in tile_order.cuh.
+//
+// VARLEN: one tile per CTA, found by all warps before their roles part (packed_sequences.cuh); the tensor maps have the
+// dimensions column, token, head.
 #pragma once
 
+#include "packed_sequences.cuh"
 #include "sm90_config.cuh"
 #include "tile_order.cuh"
 #include "visibility.cuh"
@@ -14,7 +18,52 @@ struct work_item {
     int first_query;  // of the tile
     int keys;         // valid keys of the sequence
     key_blocks blocks;
+#if VARLEN
+    int q_heads;
+    int q_begin, k_begin;  // first token of the sequence
+#else
+    static constexpr int q_begin = 0, k_begin = 0;
+#endif
+
+    // Rows of the tensor maps: of a query and of a key.
+    __device__ __forceinline__ int q_row(int query) const { return q_begin + query; }
+    __device__ __forceinline__ int k_row(int key) const { return k_begin + key; }
+
+    // Which row of D elements of the output a query's is.
+    __device__ __forceinline__ long long output_row(int queries, int query) const {
+#if VARLEN
+        return static_cast<long long>(q_begin + query) * q_heads + head;
+#else
+        return static_cast<long long>(head) * queries + query;
+#endif
+    }
 };
+
+#if VARLEN
+
+struct tile_schedule {
+    int tiles, step;     // the walk over tiles ends after one
+    int queries;         // of the sequence
+    int keys_in_memory;  // from the sequence's first to the last of all
+    work_item item;
+
+    __device__ __forceinline__ tile_schedule(const packed_tile& tile, int q_heads, int kv_heads, int head, int k_tokens)
+        : tiles(gridDim.x), step(gridDim.x), queries(tile.queries), keys_in_memory(k_tokens - tile.k_begin) {
+        item.head = head;
+        item.kv_head = head / (q_heads / kv_heads);
+        item.first_query = tile.first_row;
+        item.keys = tile.keys;
+        const int last_query = min(tile.first_row + BLOCK_M, tile.rows) - 1;
+        item.blocks = key_blocks::of<BLOCK_N>(visibility(tile.keys, tile.queries), tile.first_row, last_query);
+        item.q_heads = q_heads;
+        item.q_begin = tile.q_begin;
+        item.k_begin = tile.k_begin;
+    }
+
+    __device__ __forceinline__ work_item at(int) const { return item; }
+};
+
+#else
 
 struct tile_schedule {
     // Kernel parameters, so that reading them costs no register; what could be derived would be kept in one.
@@ -38,5 +87,7 @@ struct tile_schedule {
         return item;
     }
 };
+
+#endif
 
 }  // namespace forge

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 
 from trtforge.bindings.dtypes import dtype
-from trtforge.kernels import HALF, Attr, Cost, Launch, Op, Tensor, Tolerance, cuda
+from trtforge.kernels import HALF, Cost, Launch, Op, Tensor, cuda
 from trtforge.kernels.flash_attention import decode
-from trtforge.kernels.flash_attention.op import MAX_WINDOW, flash_attention, visible_keys
+from trtforge.kernels.flash_attention.op import flash_attention, visible_keys
 from trtforge.kernels.paged_attention import cases, peers
 
 EIGHT_BIT = ("float8_e4m3fn", "int8")
@@ -134,15 +134,9 @@ def _declare(name: str, doc: str, cache_dtype: Any, scales: dict[str, Tensor], d
             ),
         },
         outputs={"o": Tensor("B", "Hq", "Sq", "D", dtype="q", doc="attention output")},
-        attributes={
-            "causal": Attr(False, doc="hide the keys after the diagonal, which is aligned to the end of the keys"),
-            "window": Attr(-1, minimum=-1, maximum=MAX_WINDOW, doc="most recent keys that stay visible; -1: all"),
-            "soft_cap": Attr(0.0, minimum=0.0, doc="scores become cap * tanh(score / cap), after the scale; 0: off"),
-            "scale": Attr(lambda d: int(d.D) ** -0.5, minimum=0.0, doc="factor of the scores; D ** -0.5 by default"),
-        },
+        attributes=flash_attention.attributes,
         rules=[
-            (lambda d: d.Hq % d.Hkv == 0, "Hq must be a multiple of Hkv: a key head serves a group of query heads"),
-            (lambda d: d.D <= 256, "D must be at most 256: one row of the output is held in registers"),
+            *flash_attention.rules,
             (lambda d: d.D % 8 == 0, "D must be a multiple of 8: rows are copied 8 or 16 bytes at a time; pad it"),
             (
                 lambda d, has: not has.block_table or d.page_size % decode.TILE_KEYS == 0,
@@ -152,13 +146,8 @@ def _declare(name: str, doc: str, cache_dtype: Any, scales: dict[str, Tensor], d
                 lambda d, has: has.block_table or d.pages == d.B,
                 "without block_table, page b is sequence b: pages must equal B, or pass a block_table",
             ),
-            (lambda a: a.window != 0, "window must be -1 (off) or at least 1"),
-            (lambda a: a.scale > 0.0, "scale must be positive"),
         ],
-        tolerance={
-            "float16": Tolerance(l2=1e-3, atol=1e-2, rtol=1e-2),
-            "bfloat16": Tolerance(l2=6e-3, atol=5e-2, rtol=5e-2),
-        },
+        tolerance=flash_attention.tolerance,
         cases=declared_cases,
     )
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 import performance
+import quantized
 from tables import table
 
 from trtforge.bindings.errors import MissingDependencyError
@@ -123,6 +124,7 @@ def pages(results: Path = RESULTS) -> dict[Path, str]:
     found[DOCS / "ops" / "README.md"] = index_page(ops)
     runs = performance.runs(results)
     found[DOCS / "results.md"] = performance.results_page(runs, results, DOCS)
+    found[DOCS / "quantized_models.md"] = quantized.page(results)
     tutorial = DOCS / "tutorial.md"
     found[tutorial] = figures_of_the_tutorial().fill(tutorial.read_text(encoding="utf-8"))
     for folder, run in runs.items():

@@ -26,7 +26,7 @@ _TABLE: list[tuple[str, str]] = [
     (r"st\.shared(?:::cta)?\.[bus](8|16|32|64)", r"st_shared<{width}>"),
     (r"ld\.shared(?:::cta)?\.[busf](?:8|16|32|64)", "ld_shared"),
     (r"st\.shared(?:::cta|::cluster)?\.v[24]\.[busf]32", "st_shared_vector"),
-    (r"ld\.shared(?:::cta)?\.v[24]\.[busf]32", "ld_shared_vector"),
+    (r"ld\.shared(?:::cta|::cluster)?\.v[24]\.[busf]32", "ld_shared_vector"),
     (r"cp\.async\.c[ag]\.shared(?:::cta)?\.global(?:\.L2::\w+)?", "cp_async"),
     (r"cp\.async\.commit_group", "cp_async_commit_group"),
     (r"cp\.async\.wait_group", "cp_async_wait_group"),
@@ -37,6 +37,8 @@ _TABLE: list[tuple[str, str]] = [
     (r"stmatrix\.sync\.aligned\.m8n8\.x[124]\.trans\.shared(?:::cta)?\.b16", "stmatrix<true>"),
     (r"movmatrix\.sync\.aligned\.m8n8\.trans\.b16", "movmatrix_trans"),
     (r"sub\.(?:rn\.)?f16x2", "sub_f16x2"),
+    (r"fma\.rn\.(f16x2|bf16x2)", r"fma_rn_\1"),
+    (r"lop3\.b32", "lop3_b32"),
     (r"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.(f16|bf16)\.\1\.f32", "mma_sync_m16n8k16<{element}>"),
     (
         r"wgmma\.mma_async\.sync\.aligned\.m64n(?P<n>\d+)k16\.f32\.(f16|bf16)\.\2",

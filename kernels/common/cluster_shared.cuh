@@ -1,8 +1,9 @@
-// Shared memory of the other CTAs of a cluster (PTX ISA, "mapa", "st", state space .shared::cluster), sm_90 and later.
+// Shared memory of the other CTAs of a cluster (PTX ISA, "mapa", "st", "ld", state space .shared::cluster), sm_90 and
+// later.
 //
 // A shared address of this CTA names the same offset in CTA `rank` after mapping. A remote store is seen by that CTA
-// after a cluster barrier (arrive.release here, wait.acquire there); the CTA must have started before the store, and
-// must not have ended.
+// after a cluster barrier (arrive.release here, wait.acquire there), and its stores are seen by a remote load after one;
+// the CTA must have started before the access, and must not have ended.
 #pragma once
 
 #include "common/shared_address.cuh"
@@ -23,6 +24,15 @@ __device__ __forceinline__ void st_shared_cluster_v4(uint32_t remote, const floa
     asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(remote), "f"(value.x), "f"(value.y),
                  "f"(value.z), "f"(value.w)
                  : "memory");
+}
+
+__device__ __forceinline__ float4 ld_shared_cluster_v4(uint32_t remote) {
+    float4 value;
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+                 : "r"(remote)
+                 : "memory");
+    return value;
 }
 
 }  // namespace forge

@@ -75,6 +75,31 @@ inline void sub_f16x2(std::uint32_t& d, std::uint32_t a, std::uint32_t b) {
     d = pack(decode(a >> 16, HALF_FORMAT) - decode(b >> 16, HALF_FORMAT), low, HALF_FORMAT);
 }
 
+// Products of two 11-bit numbers are exact in double, and so are these sums but for exponents further apart than its
+// 53 bits reach: those are rounded twice.
+inline std::uint32_t fma_x2(std::uint32_t a, std::uint32_t b, std::uint32_t c, const Format& format) {
+    const auto half = [&](int shift) {
+        const auto at = [&](std::uint32_t pair) { return decode(pair >> shift & 0xffffu, format); };
+        return static_cast<float>(static_cast<double>(at(a)) * at(b) + at(c));
+    };
+    return pack(half(16), half(0), format);
+}
+inline void fma_rn_f16x2(std::uint32_t& d, std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+    d = fma_x2(a, b, c, HALF_FORMAT);
+}
+inline void fma_rn_bf16x2(std::uint32_t& d, std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+    d = fma_x2(a, b, c, BFLOAT16_FORMAT);
+}
+
+// Bit i of the table is the result for bits (a, b, c) that read i as a number.
+inline void lop3_b32(std::uint32_t& d, std::uint32_t a, std::uint32_t b, std::uint32_t c, unsigned table) {
+    std::uint32_t result = 0;
+    for (unsigned i = 0; i < 8; ++i) {
+        if (table >> i & 1u) result |= (i & 4u ? a : ~a) & (i & 2u ? b : ~b) & (i & 1u ? c : ~c);
+    }
+    d = result;
+}
+
 template <class D, class A>
 void mov(D& d, A a) { d = static_cast<D>(a); }
 template <class D, class A, class B>

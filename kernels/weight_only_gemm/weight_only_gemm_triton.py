@@ -1,0 +1,108 @@
+"""y = activate(x wᵀ * scale + bias) for codes w of 8 or 4 bits in Triton: one program per tile, any M, N and K.
+
+N and K come as multiples of VECTOR, so that the compiler knows the alignment of rows.
+"""
+
+import triton
+import triton.language as tl
+
+from trtforge.kernels.common.activation_triton import activate
+from trtforge.kernels.common.tile_order_triton import grouped_tile
+
+
+@triton.jit
+def _store(sums, bias_ptr, y_ptr, rows, columns, M, N, ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr):
+    column_inside = columns < N
+    if HAS_BIAS:
+        sums += tl.load(bias_ptr + columns, mask=column_inside, other=0.0).to(tl.float32)[None, :]
+    y = activate(sums, ACTIVATION)
+    y_tile = y_ptr + rows.to(tl.int64)[:, None] * N + columns[None, :]
+    tl.store(y_tile, y.to(y_ptr.dtype.element_ty), mask=(rows < M)[:, None] & column_inside[None, :])
+
+
+@triton.jit
+def int8_weight_gemm(
+    x_ptr,
+    w_ptr,
+    scale_ptr,
+    bias_ptr,
+    M,
+    N_vectors,
+    K_vectors,
+    y_ptr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    VECTOR: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+):
+    K = K_vectors * VECTOR
+    N = N_vectors * VECTOR
+    tile_m, tile_n = grouped_tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_M)
+    rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    depth = tl.arange(0, BLOCK_K)
+    row_inside = rows < M
+    column_inside = columns < N
+
+    x_tile = x_ptr + rows.to(tl.int64)[:, None] * K + depth[None, :]
+    w_tile = w_ptr + columns.to(tl.int64)[None, :] * K + depth[:, None]
+    sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for k in range(0, K, BLOCK_K):
+        depth_inside = depth < K - k
+        x = tl.load(x_tile, mask=row_inside[:, None] & depth_inside[None, :], other=0.0)
+        codes = tl.load(w_tile, mask=column_inside[None, :] & depth_inside[:, None], other=0)
+        sums = tl.dot(x, codes.to(x.dtype), sums)
+        x_tile += BLOCK_K
+        w_tile += BLOCK_K
+    sums *= tl.load(scale_ptr + columns, mask=column_inside, other=0.0)[None, :]
+    _store(sums, bias_ptr, y_ptr, rows, columns, M, N, ACTIVATION, HAS_BIAS)
+
+
+@triton.jit
+def int4_weight_gemm(
+    x_ptr,
+    w_ptr,
+    scale_ptr,
+    bias_ptr,
+    M,
+    N_vectors,
+    groups,
+    y_ptr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    VECTOR: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+):
+    """A step is one group. Even and odd elements of x meet the low and the high nibbles in a product of their own."""
+    N = N_vectors * VECTOR
+    HALF: tl.constexpr = GROUP // 2
+    tile_m, tile_n = grouped_tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_M)
+    rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    depth = tl.arange(0, HALF)
+    row_inside = rows < M
+    column_inside = columns < N
+
+    x_tile = x_ptr + rows.to(tl.int64)[:, None] * (groups * GROUP) + 2 * depth[None, :]
+    w_tile = w_ptr + columns.to(tl.int64)[None, :] * (groups * HALF) + depth[:, None]
+    scale_column = scale_ptr + columns.to(tl.int64) * groups
+    sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for _ in range(groups):
+        even = tl.load(x_tile, mask=row_inside[:, None], other=0.0)
+        odd = tl.load(x_tile + 1, mask=row_inside[:, None], other=0.0)
+        packed = tl.load(w_tile, mask=column_inside[None, :], other=0).to(tl.int32)
+        low = ((packed & 15) ^ 8) - 8
+        high = ((packed >> 4) ^ 8) - 8
+        part = tl.dot(even, low.to(even.dtype))
+        part = tl.dot(odd, high.to(odd.dtype), part)
+        sums += part * tl.load(scale_column, mask=column_inside, other=0.0)[None, :]
+        x_tile += GROUP
+        w_tile += HALF
+        scale_column += 1
+    _store(sums, bias_ptr, y_ptr, rows, columns, M, N, ACTIVATION, HAS_BIAS)

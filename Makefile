@@ -1,7 +1,8 @@
 # make demo   the whole idea in a few minutes, no GPU needed
 # make test   the tests of rung 1 (any machine)
 # make lint   ruff and mypy
-# make gpu    rung 2 in the environment at hand: tests, every kernel against the reference, benchmarks
+# make gpu    rung 2 in the environment at hand: tests, every kernel against the reference, host time, the language model
+# make bench  every op with benchmark cases against its peers, on a GPU (ten minutes and more)
 # make sanitize   the kernels under NVIDIA's compute-sanitizer (needs a GPU)
 # make docs   regenerate the pages that are made from declarations
 
@@ -12,7 +13,7 @@ STAMP := $(VENV)/.installed
 RESULTS ?= build/results
 TOP := bindings kernels plugins harness graph_api
 
-.PHONY: demo test lint gpu sanitize docs clean
+.PHONY: demo test lint gpu bench sanitize docs clean
 
 $(STAMP): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -41,7 +42,11 @@ gpu:
 	$(PYTHON) -m pytest -q -m gpu tests
 	mkdir -p $(RESULTS)
 	$(PYTHON) -m trtforge check --device cuda --report $(RESULTS)/check.json
-	$(PYTHON) -m pytest -q -m gpu benchmarks
+	$(PYTHON) -m pytest -q -m gpu benchmarks/test_launch_overhead.py benchmarks/test_networks.py
+
+bench:
+	mkdir -p $(RESULTS)
+	$(PYTHON) -m trtforge bench --launch both --json $(RESULTS)/bench.json
 
 sanitize:
 	for tool in memcheck racecheck synccheck initcheck; do \

@@ -115,6 +115,17 @@ class Network:
         self._parameter_owners[name] = owner
         return tensor
 
+    def release(self, name: str) -> Tensor:
+        """Take a parameter and its array out, which frees the name; the caller replaces what reads the tensor."""
+        tensor = self.parameters.pop(name, None)
+        if tensor is None:
+            raise UnknownNameError(f"network {self.name!r} has no parameter {name!r}")
+        self.weights.pop(name, None)
+        self._parameter_owners.pop(name, None)
+        self._names.discard(name)
+        self.revision += 1
+        return tensor
+
     def constant(self, array: Any, name: str = "") -> Tensor:
         """A value known now; ``array`` is anything that NumPy converts to one of the kit's dtypes."""
         value = np.asarray(array)

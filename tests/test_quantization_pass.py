@@ -499,3 +499,36 @@ def test_perplexity_keeps_to_its_bounds_on_an_excerpt(shipped: Any) -> None:
     made = document(shipped, short, rows, "0")
     assert made["about"]["model"] == "pydoc_llama"
     json.dumps(made, allow_nan=False)
+
+
+def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from trtforge.cli import main
+
+    text, out = tmp_path / "text.txt", tmp_path / "out"
+    text.write_text("The value of the object is a string, and the name of the class is returned. " * 120)
+    common = [str(SHIPPED), "--text", str(text), "--samples", "2"]
+    command = ["quantize", *common, "--recipe", "fp8_tensor", "--kv-cache", "float8_e4m3fn", "-o", str(out), "--json"]
+    assert main(command) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["recipe"], made["kv_cache"], len(made["layers"])) == ("fp8_tensor", "float8_e4m3fn", 35)
+    prompt = [
+        "generate",
+        str(out),
+        "--prompt",
+        "The following",
+        "--max-tokens",
+        "2",
+        "--backend",
+        "reference",
+        "--json",
+    ]
+    assert main(prompt) == 0
+    assert json.loads(capsys.readouterr().out)["dtype"] == "float16"
+    assert main(["accuracy", *common, "--recipes", "w8a16", "--tokens", "257", "--json", str(tmp_path / "a.json")]) == 0
+    rows = json.loads((tmp_path / "a.json").read_text())["rows"]
+    assert [row["recipe"] for row in rows] == ["float", "w8a16"]
+    assert "w8a16" in capsys.readouterr().out
+    assert main(["accuracy", str(out), "--text", str(text)]) == 2
+    assert "is quantized already" in capsys.readouterr().err
+    assert main(["quantize", str(out), "--recipe", "w8a16", "-o", str(tmp_path / "b"), "--text", str(text)]) == 2
+    assert main(["quantize", *common[:3], "--samples", "0", "--recipe", "w8a16", "-o", str(out)]) == 2

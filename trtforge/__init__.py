@@ -55,6 +55,7 @@ _PUBLIC = {
     "trtforge.graph_api.engines.commands": ("build_plan", "inspect_plan", "run_plan"),
     "trtforge.graph_api.engines.plan": ("load_plan",),
     "trtforge.graph_api.llm": ("generate",),
+    "trtforge.graph_api.quantization": ("quantize_network", "save_quantized"),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 

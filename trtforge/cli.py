@@ -120,6 +120,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--timing-cache", default="", metavar="FILE", help="keep timings between builds (TensorRT)")
     sub.add_argument("--tf32", action="store_true", help="allow TF32 products of float32")
 
+    from trtforge import quantizing
+
+    quantizing.add_quantize_options(command("quantize", _quantize, "write a Llama checkpoint with quantized layers"))
+    quantizing.add_accuracy_options(
+        command("accuracy", _accuracy, "perplexity and layer errors of a model under every recipe", json_file=True)
+    )
+
     sub = command("run", _run, "run a plan file once on arrays")
     sub.add_argument("plan", metavar="FILE")
     sub.add_argument("--inputs", required=True, metavar="X.npz")
@@ -280,6 +287,18 @@ def _completion(arguments: argparse.Namespace) -> int:
     else:
         print(made)
     return 0
+
+
+def _quantize(arguments: argparse.Namespace) -> int:
+    from trtforge.quantizing import quantize
+
+    return quantize(arguments)
+
+
+def _accuracy(arguments: argparse.Namespace) -> int:
+    from trtforge.quantizing import accuracy
+
+    return accuracy(arguments)
 
 
 def _generate(arguments: argparse.Namespace) -> int:

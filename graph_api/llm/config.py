@@ -9,6 +9,7 @@ from typing import Any
 
 from trtforge.bindings.errors import CheckpointError
 from trtforge.graph_api.llm.jsonfile import Fields, read_object
+from trtforge.graph_api.quantization.config import QuantizationConfig, parse
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
 COMPUTE_DTYPES = ("float16", "bfloat16", "float32")
@@ -23,7 +24,7 @@ class LlamaConfig:
 
     ``rope_scaling`` is None or complete and checked: ``rope_type`` ``linear`` with ``factor``, or
     ``llama3`` with ``factor``, ``low_freq_factor``, ``high_freq_factor`` and
-    ``original_max_position_embeddings``.
+    ``original_max_position_embeddings``. ``quantization`` says which linear layers are stored in codes; None: none.
     """
 
     vocab_size: int
@@ -42,6 +43,7 @@ class LlamaConfig:
     mlp_bias: bool = False
     dtype: str = "float16"
     eos_token_ids: tuple[int, ...] = ()
+    quantization: QuantizationConfig | None = None
 
     def parameters(self) -> Iterator[tuple[str, tuple[int, ...], str]]:
         """Yield name, shape and the configuration keys behind the shape, for every tensor of the model."""
@@ -107,6 +109,9 @@ def read_config(directory: Path) -> LlamaConfig:
     _check_window(fields, positions)
     vocabulary = fields.integer("vocab_size")
     theta, scaling = _rope(fields)
+    quantization = None
+    if fields.present("quantization_config"):
+        quantization = parse(fields.values["quantization_config"], str(path))
     return LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=hidden,
@@ -124,6 +129,7 @@ def read_config(directory: Path) -> LlamaConfig:
         mlp_bias=fields.boolean("mlp_bias", False),
         dtype=fields.choice("dtype" if fields.present("dtype") else "torch_dtype", COMPUTE_DTYPES, "float32"),
         eos_token_ids=_eos(directory, fields, vocabulary),
+        quantization=quantization,
     )
 
 
@@ -134,12 +140,6 @@ def _check_architecture(fields: Fields) -> None:
             raise fields.error("model_type", kind, '"llama" or "mistral", or the key architectures')
     elif not (isinstance(names, list) and len(names) == 1 and names[0] in ARCHITECTURES):
         raise fields.error("architectures", names, "a Llama architecture: " + " or ".join(ARCHITECTURES))
-    if fields.present("quantization_config"):
-        raise fields.error(
-            "quantization_config",
-            fields.values["quantization_config"],
-            "none: use the checkpoint in float16, bfloat16 or float32 from which it was quantized",
-        )
 
 
 def _check_window(fields: Fields, positions: int) -> None:

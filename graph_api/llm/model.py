@@ -17,6 +17,7 @@ from trtforge.graph_api.llm.checkpoint import Checkpoint
 from trtforge.graph_api.llm.config import LlamaConfig
 from trtforge.graph_api.modules import Attention, Embedding, GatedMLP, Linear, Module, ModuleList, RMSNorm
 from trtforge.graph_api.network import Network
+from trtforge.graph_api.quantization.checkpoint import restore
 from trtforge.graph_api.shapes import Dim
 from trtforge.graph_api.tensor import Tensor
 
@@ -119,10 +120,15 @@ def build_network(
 def bind_checkpoint(network: Network, checkpoint: Checkpoint) -> None:
     """Give the network the checkpoint's weights, rounded to the dtypes of its parameters.
 
-    Raises :class:`CheckpointError` where a value lies beyond what float16 can hold.
+    The linear layers of a quantized checkpoint are put in the place of float ones. Raises :class:`CheckpointError`
+    where a value lies beyond what float16 can hold.
     """
+    if checkpoint.config.quantization is not None:
+        restore(network, checkpoint.config.quantization, checkpoint.weights)
     arrays: dict[str, np.ndarray] = {}
     for name, parameter in network.parameters.items():
+        if name in network.weights:
+            continue
         array = checkpoint.weights[name]
         wanted = dtype_row(parameter.dtype).numpy
         if array.dtype != wanted:

@@ -13,9 +13,12 @@ from safetensors import SafetensorError, safe_open
 from trtforge.bindings.errors import CheckpointError
 from trtforge.graph_api.llm.config import LlamaConfig
 from trtforge.graph_api.llm.jsonfile import read_object
+from trtforge.graph_api.quantization.config import SCALE_CODES
+from trtforge.graph_api.weights import read_safetensors
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+UNKNOWN_TO_NUMPY = ("F8_E4M3", "F8_E5M2")  # which the safetensors library therefore does not read
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth")
 OBSOLETE = ".rotary_emb.inv_freq"  # a table that old exporters stored; it follows from the configuration
 SHOWN = 12  # problems listed in one message before the rest is counted
@@ -31,7 +34,10 @@ class Entry:
 
 
 class Weights(Mapping[str, np.ndarray]):
-    """Name to array, float16, bfloat16 or float32. Headers are read when opened, values when asked for."""
+    """Name to array: float16, bfloat16 or float32, and the codes of quantized layers.
+
+    Headers are read when opened, values when asked for.
+    """
 
     def __init__(self, entries: dict[str, Entry]) -> None:
         self.entries = entries
@@ -42,7 +48,10 @@ class Weights(Mapping[str, np.ndarray]):
         if entry.path not in self._files:
             self._files[entry.path] = _open(entry.path)
         try:
-            value = self._files[entry.path].get_tensor(name)
+            if entry.code in UNKNOWN_TO_NUMPY:
+                value = read_safetensors(entry.path)[name]
+            else:
+                value = self._files[entry.path].get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{entry.path}: the tensor {name} cannot be read: {error}") from error
         if not np.isfinite(value).all():
@@ -79,7 +88,16 @@ def verify(weights: Weights, config: LlamaConfig, directory: Path) -> None:
     """Raise one :class:`CheckpointError` listing every missing, extra, misshapen or wrongly typed tensor."""
     problems = []
     expected = set()
+    quantization = config.quantization
+    for name in quantization.cache_scales(config.num_hidden_layers) if quantization is not None else ():
+        expected.add(name)
+        problems += _unlike(weights, name, ((1,), ()), "scale")
     for name, shape, keys in config.parameters():
+        if quantization is not None and quantization.covers(name, shape):
+            for part, (shapes, code) in quantization.expected(name, shape).items():
+                expected.add(part)
+                problems += _unlike(weights, part, shapes, code)
+            continue
         expected.add(name)
         entry = weights.entries.get(name)
         if entry is None:
@@ -100,6 +118,20 @@ def verify(weights: Weights, config: LlamaConfig, directory: Path) -> None:
         more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
         lines = "\n  ".join(problems[:SHOWN] + more)
         raise CheckpointError(f"{directory}: the weights do not fit config.json:\n  {lines}")
+
+
+def _unlike(weights: Weights, name: str, shapes: tuple[tuple[int, ...], ...], code: str) -> list[str]:
+    """What is wrong with a tensor of a quantized layer, at most one line."""
+    entry = weights.entries.get(name)
+    codes = SCALE_CODES if code == "scale" else (code,)
+    accepted = " or ".join(map(_show, shapes))
+    if entry is None:
+        return [f"missing: {name} {accepted} (quantization_config)"]
+    if entry.shape not in shapes:
+        return [f"misshapen: {name} is {_show(entry.shape)}, quantization_config asks for {accepted}"]
+    if entry.code not in codes:
+        return [f"wrong type: {name} is {entry.code}; quantization_config asks for {', '.join(codes)}"]
+    return []
 
 
 def _equal(weights: Weights, first: str, second: str) -> bool:

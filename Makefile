@@ -26,8 +26,9 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 demo: $(STAMP)
 	@$(BIN)/python examples/demo.py
 
+# Several processes, each with one thread of NumPy's: many threads for small matrices slow each other down.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 # mypy looks for packages on disk, not in the editable install's mapping: it is shown the tree under its import names.
 lint: $(STAMP)

@@ -581,7 +581,8 @@ def test_it(benchmark, who):
 """
     (tmp_path / "test_recorded.py").write_text(test)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--benchmark-json=out.json", "-rs"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    alone = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}  # no worker of this run
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=alone)
     assert "1 failed, 1 passed, 2 skipped" in done.stdout, done.stdout + done.stderr
     assert "absent: nowhere" in done.stdout and "nobody does not serve" in done.stdout and "wrong: y" in done.stdout
     (made,) = json.loads((tmp_path / "out.json").read_text())["benchmarks"]

@@ -96,7 +96,7 @@ def _repeated(op: Op, inputs: Sequence[Any], options: Mapping[str, Any]) -> Any:
             outputs = _outputs(op, ready.plan, framework.name, f"cuda:{ordinal}", given)
             found = [arrays.view(output).pointer for output in outputs]
         pointers += found
-    if not device.is_current(ordinal):
+    if not device.is_current(ordinal) and device.current_ordinal() != ordinal:  # a context of the caller's own may stay
         device.make_current(ordinal)
     ready.launch(pointers, framework.current(ordinal) if stream is None else int(stream))
     return outputs[0] if len(outputs) == 1 else tuple(outputs)

@@ -110,11 +110,11 @@ def run_jobs(
                 if worker is None or worker.process.poll() is not None:
                     worker = _Worker(mode, loads)
                 row = worker.run(job, limit) if worker.ready else None
-                if row is None and worker.process.wait() == 0:  # it had ended by itself, after an error on the device
-                    worker = _Worker(mode, loads)
-                    row = worker.run(job, limit) if worker.ready else None
                 if row is None:
                     row = _lost(job, worker, limit)
+                    worker = None
+                elif row.details.get("fatal"):  # it ends now: the device has failed in its process
+                    worker.close()
                     worker = None
                 with reporting:
                     rows[index] = row

@@ -29,8 +29,8 @@ from trtforge.graph_api import functional as F
 from trtforge.harness.compare import compare, tolerance_of
 from trtforge.harness.environment import about
 from trtforge.harness.measurement import Measurement, Run, write
-from trtforge.harness.plugin_paths import FORMS, Way, host_seconds, table, ways
-from trtforge.harness.timing import time_alternating
+from trtforge.harness.plugin_paths import FORMS, Way, table, ways
+from trtforge.harness.timing import host_seconds, time_alternating
 from trtforge.kernels import Case, Op, registry
 from trtforge.kernels.binding import Binding
 

@@ -7,14 +7,9 @@ measures, :func:`table` prints.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-
-from trtforge.bindings import device
 from trtforge.bindings.architectures import Architecture
 from trtforge.bindings.errors import ContractError, ForgeError
 from trtforge.harness import plugin_check
@@ -32,8 +27,6 @@ FORMS = {
     "aot": "AOT plugin",
     "plan": "inside an RTX plan",
 }
-#: Calls between two waits for the device (fewer than a stream takes before it makes the host wait), and rounds of them.
-_CALLS, _ROUNDS = 64, 25
 
 Launch = Callable[[Sequence[int], int], None]
 
@@ -85,20 +78,6 @@ def _plugin(form: str, op: Op, case: Case, binding: Binding, choice: Choice, tar
     job = Job(f"{form}-cuda", op.name, choice.kernel.name, choice.tactic, 0, dtypes, target.name)
     driven = plugin_check.drive(job, choice.kernel, case, binding)
     return Way(form, choice, plugin_check.launcher(driven, binding))
-
-
-def host_seconds(call: Callable[[], Any], calls: int = _CALLS, rounds: int = _ROUNDS) -> float:
-    """How long a call keeps the host busy: the median over rounds, each of them begun with an idle device."""
-    call()
-    times = []
-    for _ in range(rounds):
-        device.synchronize()
-        begin = time.perf_counter()
-        for _ in range(calls):
-            call()
-        times.append((time.perf_counter() - begin) / calls)
-    device.synchronize()
-    return float(np.median(times))
 
 
 def table(run: Run) -> str:

@@ -35,7 +35,8 @@ _SMALLEST_FLUSH = 1 << 26
 _MINIMUM_REPEATS, _MAXIMUM_REPEATS = 12, 120
 #: Calls of every contender before the first interval, and how long they go on so that the clocks have risen.
 _WARM_UP_CALLS, _WARM_UP_SECONDS = 3, 0.02
-_HOST_CALLS, _HOST_ROUNDS = 32, 9
+#: Calls between two waits for the device (fewer than a launch queue holds), and rounds of them.
+_HOST_CALLS, _HOST_ROUNDS = 64, 25
 
 _READ = r"""
 extern "C" __global__ void trtforge_flush(const uint4* data, long long count, unsigned* sink) {

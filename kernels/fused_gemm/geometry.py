@@ -137,8 +137,8 @@ def by_modeled_time(
 def preferences(
     d: Any, dev: Any, sm90: Sequence[Tactic], mma: Sequence[Tactic], elementwise: Sequence[Tactic], weights: int
 ) -> list[Any]:
-    """The heuristic of both ops. Clusters and ping-pong are left to an explicit choice: no measurement favors
-    them yet.
+    """The heuristic of both ops. Clusters and ping-pong win on some shapes only: they are left to the tables
+    measured on a GPU (tuned/) and to explicit choice.
 
     Up to 32 rows the bytes of the weights decide, and the mma kernel's 32-column tiles spread them over more
     multiprocessors than the 64 columns of the smallest sm90 tile.

@@ -122,6 +122,7 @@ def watch(
     poll: float = 0.3,
     stop: Callable[[], bool] = lambda: False,
     on_change: Callable[[list[Path]], None] = lambda changed: None,
+    on_status: Callable[[int], None] = lambda status: None,
 ) -> int:
     """Call ``run_once`` now and after every change of a source under ``paths``; returns its last status.
 
@@ -138,6 +139,7 @@ def watch(
             except ForgeError as error:
                 print(f"trtforge: {type(error).__name__}: {error}", file=sys.stderr)
                 status = 2
+            on_status(status)  # known by now, so that Ctrl-C returns it as soon as it has been announced
             changed: list[Path] = []
             latest = seen
             while not changed:
@@ -190,14 +192,18 @@ def follow(
     paths = paths_to_watch(op, loads)
     command = [a for a in arguments if not (len(a) >= len("--wa") and "--watch".startswith(a))]
 
+    started = 0.0
+
     def run_once() -> int:
+        nonlocal started
         started = time.perf_counter()
-        status = run_command(command)
+        return run_command(command)
+
+    def on_status(status: int) -> None:
         took = time.perf_counter() - started
         announce(f"{time.strftime('%H:%M:%S')} status {status} after {took:.1f} s; waiting for a change, Ctrl-C ends")
-        return status
 
     def on_change(changed: list[Path]) -> None:
         announce(f"{', '.join(path.name for path in changed)} changed")
 
-    return watch(paths, run_once, on_change=on_change)
+    return watch(paths, run_once, on_change=on_change, on_status=on_status)

@@ -203,13 +203,14 @@ def test_every_case_of_few_queries_has_a_kernel_everywhere(op: Op) -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch", "keys", "splits"), [(1, 1024, 16), (1, 4096, 16), (4, 1024, 8), (16, 4096, 2), (64, 8192, 1), (1, 100, 1)]
+    ("batch", "keys", "splits"),
+    [(1, 1024, 8), (1, 4096, 8), (4, 1024, 4), (8, 32768, 2), (16, 4096, 1), (64, 8192, 1), (1, 100, 1)],
 )
-def test_splits_fill_one_wave(batch: int, keys: int, splits: int) -> None:
+def test_splits_take_at_most_a_cta_to_a_multiprocessor(batch: int, keys: int, splits: int) -> None:
     case = _case(flash_attention, {"B": batch, "Hq": 32, "Hkv": 8, "Sk": keys, "D": 128})
     choice = flash_attention.choose(flash_attention.bind_case(case, _dtypes(flash_attention)), TARGET)
     assert choice.kernel.tactics[choice.tactic]["SPLITS"] == splits
-    assert batch * 8 * splits <= max(2 * TARGET.sms, batch * 8)
+    assert batch * 8 * splits <= max(TARGET.sms, batch * 8)
 
 
 def test_a_cluster_needs_a_gpu_that_has_it() -> None:
@@ -373,7 +374,7 @@ def test_random_configurations_on_the_gpu(part: int) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("tactic", [i for i, t in enumerate(TACTICS) if t["STAGES"] == 3])
+@pytest.mark.parametrize("tactic", [i for i, t in enumerate(TACTICS) if t["WARPS"] == 4 and t["ROW_TILES"] == 1])
 def test_the_same_bits_every_time(tactic: int) -> None:
     from trtforge.bindings import device
 

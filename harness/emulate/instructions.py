@@ -26,6 +26,7 @@ _TABLE: list[tuple[str, str]] = [
     (r"st\.shared(?:::cta)?\.[bus](8|16|32|64)", r"st_shared<{width}>"),
     (r"ld\.shared(?:::cta)?\.[busf](?:8|16|32|64)", "ld_shared"),
     (r"st\.shared(?:::cta|::cluster)?\.v[24]\.[busf]32", "st_shared_vector"),
+    (r"st\.async(?:\.weak)?\.shared::cluster\.mbarrier::complete_tx::bytes\.v[24]\.[busf]32", "st_async"),
     (r"ld\.shared(?:::cta|::cluster)?\.v[24]\.[busf]32", "ld_shared_vector"),
     (r"cp\.async\.c[ag]\.shared(?:::cta)?\.global(?:\.L2::\w+)?", "cp_async"),
     (r"cp\.async\.commit_group", "cp_async_commit_group"),

@@ -69,6 +69,22 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t bar, uint32_t parity) {
     }
 }
 
+// Waits for what other CTAs of the cluster have sent with st.async; what they wrote is then visible here.
+__device__ __forceinline__ void mbarrier_wait_cluster(uint32_t bar, uint32_t parity) {
+    uint32_t complete = 0;
+    while (complete == 0) {
+        asm volatile(
+            "{\n"
+            ".reg .pred p;\n"
+            "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+            "selp.u32 %0, 1, 0, p;\n"
+            "}"
+            : "=r"(complete)
+            : "r"(bar), "r"(parity)
+            : "memory");
+    }
+}
+
 // Position in a ring of DEPTH buffers and the parity of the current round; `advance` after each buffer.
 template <int DEPTH>
 struct ring_position {

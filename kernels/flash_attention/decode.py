@@ -6,7 +6,7 @@ Shared by ``flash_attention`` and the ``paged_attention`` ops: tactics, shared m
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trtforge.kernels import Launch, Op, cdiv, cuda, maximum
+from trtforge.kernels import Launch, Op, cdiv, cuda, maximum, minimum
 
 TILE_KEYS = 16  # keys of one tile of a warp
 TILE_ROWS = 8  # packed rows (query, head of the group) of one accumulator tile
@@ -19,30 +19,35 @@ def _tactics(stages: int, splits: tuple[int, ...], warps: int = 4, row_tiles: in
     return [{"SPLITS": n, "WARPS": warps, "STAGES": stages, "ROW_TILES": row_tiles} for n in splits]
 
 
-# Two CTAs to a multiprocessor of sm_90 at D 128 first; then one with more in flight (or, of 8-bit tiles, three CTAs);
-# then what fits GPUs with less shared memory; 16 rows at once last.
+# Of 16-bit tiles two stages, with which three CTAs fit a multiprocessor of sm_90 at D 128, were measured ahead of three
+# nearly everywhere (docs/kernels/flash_decode.md); an 8-bit tile is half as long. Then what fits GPUs with less shared
+# memory, and 16 rows at once.
 TACTICS = (
-    *_tactics(3, (1, 2, 4, 8, 16)),
-    *_tactics(4, (8, 16)),
-    *_tactics(2, (1, 8)),
+    *_tactics(2, (1, 2, 4, 8, 16)),
+    *_tactics(3, (1, 2, 8)),
     *_tactics(2, (1, 8), warps=2),
     *_tactics(2, (1, 4, 16), row_tiles=2),
 )
 TACTICS_8BIT = (
-    *_tactics(6, (1, 2, 4, 8, 16)),
-    *_tactics(4, (1, 4, 16)),
+    *_tactics(4, (1, 2, 4, 8, 16)),
+    *_tactics(6, (1, 2, 8)),
     *_tactics(2, (1, 8)),
     *_tactics(2, (1, 4, 16), row_tiles=2),
 )
+
+
+def row_padding(padded_bytes: Any) -> Any:
+    """Bytes between rows: none where they fill lines of 128 bytes (or these fill them), which are swizzled."""
+    return minimum(padded_bytes % 128, 1) * minimum(128 % padded_bytes, 1) * 16
 
 
 def shared_bytes(head_dim: Any, t: Any, element_bytes: int) -> Any:
     """Rings (later the warps' partial results) and the inbox of a cluster; see decode_tiles.cuh, decode_combine.cuh."""
     padded_bytes = cdiv(head_dim * element_bytes, 32) * 32
     rows = t.ROW_TILES * TILE_ROWS
-    ring = t.STAGES * 2 * TILE_KEYS * (padded_bytes + 16)
+    ring = t.STAGES * 2 * TILE_KEYS * (padded_bytes + row_padding(padded_bytes))
     partial = rows * ((padded_bytes // element_bytes + 4) * 4 + 8)
-    inbox = rows * head_dim * 4 + t.SPLITS * rows * 8 if t.SPLITS > 1 else 0
+    inbox = cdiv(rows * head_dim // 4, t.SPLITS) * t.SPLITS * 16 + t.SPLITS * rows * 8 + 8 if t.SPLITS > 1 else 0
     return t.WARPS * maximum(ring, partial) + inbox
 
 
@@ -71,13 +76,14 @@ def row_blocks(d: Any, t: Any) -> Any:
 def preferences(table: Sequence[Mapping[str, int]], d: Any, dev: Any, keys: int) -> list[Mapping[str, int]]:
     """The tactics of a table, those nearest to what a call with ``keys`` keys per sequence should have first.
 
-    That is one wave of CTAs, two to a multiprocessor, each with at least one tile for every warp.
+    That is at most a CTA to a multiprocessor, each with at least one tile for every warp, in clusters of up to eight:
+    larger ones, and more of them, wait longer for free multiprocessors of one group than they save.
     """
     rows = d.Sq * (d.Hq // d.Hkv)
     row_tiles = 1 if rows <= TILE_ROWS or d.D > 128 else 2
     clusters = d.B * d.Hkv * -(-rows // (row_tiles * TILE_ROWS))
-    most = min(2 * dev.sms // clusters, keys // (4 * TILE_KEYS)) if dev.cc >= 90 else 1
-    splits = next((s for s in (16, 8, 4, 2) if s <= most), 1)
+    most = min(dev.sms // clusters, keys // (4 * TILE_KEYS)) if dev.cc >= 90 else 1
+    splits = next((s for s in (MAX_PORTABLE_CLUSTER, 4, 2) if s <= most), 1)
     stages = table[0]["STAGES"]
 
     def distance(t: Mapping[str, int]) -> tuple[int, ...]:

@@ -2,14 +2,16 @@
 //
 //   M = max m_i     o = sum 2^(c m_i - c M) o_i  /  sum 2^(c m_i - c M) l_i          in the order of i: always the same bits
 //
-//   warp partials ──▶ shared memory ──▶ CTA partial ──st.shared::cluster──▶ inbox of the CTA that writes this unit ──▶ o
+//   warp partials ──▶ shared memory ──▶ CTA partial ──st.async──▶ inbox of the CTA that writes this unit ──▶ o
 //
 // A unit is four neighboring columns of one row; unit u of a row block belongs to CTA u % SPLITS of the cluster. Inboxes
-// are memory of their own, so that a CTA may send while others still use their rings; the barrier that a CTA passes at
-// its start has told that all inboxes exist, and the second one that they are full.
+// are memory of their own, so that a CTA may send while others still use their rings; the cluster's barrier that a CTA
+// arrives at when it starts has told that all inboxes exist, and the inbox's own barrier counts the bytes that come. A
+// CTA ends after its inbox is full, so that nobody writes into memory that is gone.
 #pragma once
 
 #include "common/cluster_shared.cuh"
+#include "common/mbarrier.cuh"
 #include "common/warpgroup.cuh"
 #include "decode_queries.cuh"
 #include "online_softmax.cuh"
@@ -31,6 +33,7 @@ constexpr uint32_t WORK_BYTES =
 // After the rings: from each CTA its share of this CTA's units, then from each CTA its pairs of all rows.
 constexpr uint32_t INBOX_UNITS = WORK_BYTES;
 constexpr uint32_t INBOX_STATISTICS = INBOX_UNITS + SPLITS * UNITS_PER_CTA * 16;
+constexpr uint32_t INBOX_BARRIER = INBOX_STATISTICS + SPLITS * BLOCK_ROWS * 8;
 
 struct statistics {
     float maximum, sum;
@@ -101,6 +104,22 @@ __device__ __forceinline__ void store_unit(q_t* o, const packed_rows& packed, in
     *reinterpret_cast<uint2*>(o + packed.offset(row) + column) = four;
 }
 
+// At the start of the kernel, all threads: what the inbox waits for when `rows` packed rows are computed.
+__device__ __forceinline__ void open_inbox(unsigned char* shared, int rows) {
+#if SPLITS > 1
+    if (threadIdx.x == 0) {
+        const int units = rows * UNITS_PER_ROW;
+        const int of_this_cta = (units - static_cast<int>(cluster_rank()) + SPLITS - 1) / SPLITS;
+        const uint32_t bar = shared_address(shared) + INBOX_BARRIER;
+        mbarrier_init(bar, 1);
+        mbarrier_init_fence();
+        mbarrier_arrive_expect_tx(bar, SPLITS * (of_this_cta * 16 + BLOCK_ROWS * 8));
+    }
+    __syncwarp();
+    cluster_arrive_relaxed();  // waited for in combine()
+#endif
+}
+
 // All threads of the block, after every warp's store_partial. `scale` multiplies the output.
 __device__ __forceinline__ void combine(unsigned char* shared, q_t* o, const packed_rows& packed, int first_row,
                                         float scale) {
@@ -125,18 +144,17 @@ __device__ __forceinline__ void combine(unsigned char* shared, q_t* o, const pac
             const int row = unit / UNITS_PER_ROW, column = unit % UNITS_PER_ROW;
             const weights<WARPS> of_warps(pairs + row, BLOCK_ROWS);
             const float4 sum = of_warps.add(sums + row * (PARTIAL_PITCH / UNIT_COLUMNS) + column, WARP_PITCH);
-            const uint32_t slot = base + INBOX_UNITS + (rank * UNITS_PER_CTA + unit / SPLITS) * 16;
-            st_shared_cluster_v4(mapa_shared_cluster(slot, unit % SPLITS), sum);
+            const uint32_t inbox = mapa_shared_cluster(base, unit % SPLITS);
+            st_async_v4(inbox + INBOX_UNITS + (rank * UNITS_PER_CTA + unit / SPLITS) * 16, inbox + INBOX_BARRIER, sum);
         }
         for (int i = threadIdx.x; i < SPLITS * BLOCK_ROWS; i += THREADS) {
             const int row = i % BLOCK_ROWS;
             const weights<WARPS> of_warps(pairs + row, BLOCK_ROWS);
-            const uint32_t slot = base + INBOX_STATISTICS + (rank * BLOCK_ROWS + row) * 8;
-            st_shared_cluster_v2(mapa_shared_cluster(slot, i / BLOCK_ROWS), __float_as_uint(of_warps.maximum),
-                                 __float_as_uint(of_warps.total));
+            const uint32_t inbox = mapa_shared_cluster(base, i / BLOCK_ROWS);
+            st_async_v2(inbox + INBOX_STATISTICS + (rank * BLOCK_ROWS + row) * 8, inbox + INBOX_BARRIER,
+                        __float_as_uint(of_warps.maximum), __float_as_uint(of_warps.total));
         }
-        cluster_arrive();
-        cluster_wait();  // the inbox is full
+        mbarrier_wait_cluster(base + INBOX_BARRIER, 0);
         const float4* sent = reinterpret_cast<const float4*>(shared + INBOX_UNITS);
         const statistics* sent_pairs = reinterpret_cast<const statistics*>(shared + INBOX_STATISTICS);
         for (int slot = threadIdx.x; slot * SPLITS + static_cast<int>(rank) < units; slot += THREADS) {

@@ -45,12 +45,13 @@ struct cache_pages {
 };
 
 // S^T: 16 keys by BLOCK_ROWS rows. Two accumulators each, so that products need not wait for one another.
-__device__ __forceinline__ void multiply_scores(float (&s)[ROW_TILES][4], const query_operand& q, uint32_t k_tile) {
+__device__ __forceinline__ void multiply_scores(float (&s)[ROW_TILES][4], const query_operand& q,
+                                                const tile_registers& k) {
     float parts[ROW_TILES][2][4] = {};
 #pragma unroll
     for (int block = 0; block < BLOCKS; ++block) {
         uint32_t a[TILES_PER_BLOCK][4];
-        load_keys<cache_t>(a, k_tile, block);
+        operand_of_keys<cache_t>(a, k.r[block]);
 #pragma unroll
         for (int i = 0; i < TILES_PER_BLOCK; ++i) {
             const int step = block * TILES_PER_BLOCK + i;
@@ -71,7 +72,7 @@ __device__ __forceinline__ void multiply_scores(float (&s)[ROW_TILES][4], const 
 
 // O^T += V^T P^T. P^T, packed in pairs of rows, is turned into pairs of keys.
 __device__ __forceinline__ void multiply_values(float (&o)[ROW_TILES][D_TILES][4], const float (&p)[ROW_TILES][4],
-                                                uint32_t v_tile) {
+                                                const tile_registers& v) {
     uint32_t b[ROW_TILES][2];
 #pragma unroll
     for (int m = 0; m < ROW_TILES; ++m) {
@@ -81,7 +82,7 @@ __device__ __forceinline__ void multiply_values(float (&o)[ROW_TILES][D_TILES][4
 #pragma unroll
     for (int block = 0; block < BLOCKS; ++block) {
         uint32_t a[TILES_PER_BLOCK][4];
-        load_values<cache_t>(a, v_tile, block);
+        operand_of_values<cache_t>(a, v.r[block]);
 #pragma unroll
         for (int i = 0; i < TILES_PER_BLOCK; ++i) {
 #pragma unroll
@@ -126,9 +127,7 @@ __device__ __forceinline__ void hide(float (&s)[4], const visibility& visible, c
 __device__ __forceinline__ void attend(unsigned char* shared, const q_t* q, const cache_t* k, const cache_t* v, q_t* o,
                                        const cache_pages& cache, const packed_rows& packed, int keys, int first_row,
                                        float k_scale, float v_scale) {
-#if SPLITS > 1
-    cluster_arrive();  // waited for in combine()
-#endif
+    open_inbox(shared, min(BLOCK_ROWS, packed.rows - first_row));
     const int warp = warp_index_uniform();
     const int lane = threadIdx.x % 32;
     const int last_row = min(first_row + BLOCK_ROWS, packed.rows) - 1;
@@ -148,14 +147,13 @@ __device__ __forceinline__ void attend(unsigned char* shared, const q_t* q, cons
         if (next < end_tile) {
             const long long offset = cache.offset(next_page, next);
             const int present = keys - next * TILE_KEYS;
-            copy_tile(ring + stage * STAGE_BYTES, k_bytes + offset, present);
-            copy_tile(ring + stage * STAGE_BYTES + TILE_BYTES, v_bytes + offset, present);
+            copy_stage(ring + stage * STAGE_BYTES, k_bytes + offset, v_bytes + offset, present);
             next += WARPS;
             next_page = next < end_tile ? cache.page_of(next) : 0;  // read ahead: used a tile later
         }
         cp_async_commit();
     };
-#pragma unroll
+#pragma unroll 1
     for (int stage = 0; stage < STAGES; ++stage) {
         copy_next(stage);
     }
@@ -181,8 +179,15 @@ __device__ __forceinline__ void attend(unsigned char* shared, const q_t* q, cons
         cp_async_wait<STAGES - 1>();
         __syncwarp();
         const uint32_t k_tile = ring + stage * STAGE_BYTES;
+        tile_registers k_registers, v_registers;
+        k_registers.load<false>(k_tile);
+        if constexpr (EARLY_REFILL) {
+            v_registers.load<true>(k_tile + TILE_BYTES);
+            __syncwarp();  // every lane has read the stage
+            copy_next(stage);
+        }
         float s[ROW_TILES][4];
-        multiply_scores(s, queries, k_tile);
+        multiply_scores(s, queries, k_registers);
         const bool masked = tile >= tiles.full_end || tile < tiles.full_begin;
         float rescale[ROW_TILES][2];
         bool changed = false;
@@ -222,9 +227,12 @@ __device__ __forceinline__ void attend(unsigned char* shared, const q_t* q, cons
                 }
             }
         }
-        multiply_values(o_tile, s, k_tile + TILE_BYTES);
-        __syncwarp();  // every lane has read the stage
-        copy_next(stage);
+        if constexpr (!EARLY_REFILL) {
+            v_registers.load<true>(k_tile + TILE_BYTES);
+            __syncwarp();
+            copy_next(stage);
+        }
+        multiply_values(o_tile, s, v_registers);
         stage = stage + 1 == STAGES ? 0 : stage + 1;
     }
 

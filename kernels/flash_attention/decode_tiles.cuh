@@ -1,9 +1,11 @@
 // Tiles of the decode kernel: 16 keys of one key head in a warp's own ring, copied by cp.async, read by ldmatrix.
 //
-//   stage of a ring   ┌ K: 16 rows ┐┌ V: 16 rows ┐      row: HEAD_DIM elements, zeros up to PADDED_D, 16 bytes of padding
+//   stage of a ring   ┌ K: 16 rows ┐┌ V: 16 rows ┐      row: HEAD_DIM elements, zeros up to PADDED_D
 //
-//   Rows are multiples of 32 bytes and 16 bytes of padding: an odd number of 16-byte units, so that the eight rows of an
-//   ldmatrix lie in different banks. A *block* is 16 rows of 32 bytes, what one ldmatrix.x4 reads:
+//   Eight rows of an ldmatrix must lie in different banks. Where rows fill lines of 128 bytes, their 16-byte units are
+//   exchanged inside each line (SWIZZLED), so that a line of memory becomes one line of shared memory: copies that straddle
+//   two, as with padding between rows, were seen to read memory at 90 % of the rate. Rows of other lengths are padded to an
+//   odd number of units. A *block* is 16 rows of 32 bytes, what one ldmatrix.x4 reads:
 //
 //                     first 16 bytes   second 16 bytes
 //      keys 0 ..  7       r[0]             r[2]
@@ -13,6 +15,9 @@
 // so a register holds bytes (0, 1, 2, 3), and splitting it into (0, 2) and (1, 3) gives two operand registers. For K
 // that permutes the head dimension inside each 16 elements, which the queries repeat; for V, whose pairs are two columns
 // of one key, it puts column 2 r into row r of the product and column 2 r + 1 into row r + 8.
+//
+// A stage is refilled as soon as its tiles are in registers (EARLY_REFILL), where there are enough: the products and the
+// softmax then run beside STAGES tiles on their way, not STAGES - 1.
 //
 // Compile-time inputs: HEAD_DIM (a multiple of 8), cache_t; tactic WARPS, STAGES, ROW_TILES (8 packed rows each), SPLITS.
 #pragma once
@@ -42,7 +47,12 @@ constexpr int PADDED_D = PADDED_BYTES / ELEMENT_BYTES;
 constexpr int D_TILES = PADDED_D / 16;  // k-steps of K q^T, and 16-row tiles of V^T p^T
 constexpr int TILES_PER_BLOCK = D_TILES / BLOCKS;
 
-constexpr uint32_t ROW_BYTES = PADDED_BYTES + 16;
+constexpr int MOST_TILE_REGISTERS = 192;  // of operands and sums, a thread
+constexpr bool EARLY_REFILL = 2 * BLOCKS * 4 + ROW_TILES * D_TILES * (4 + 2) <= MOST_TILE_REGISTERS;
+
+constexpr int LINE_BYTES = 128, UNIT_BYTES = 16;
+constexpr bool SWIZZLED = PADDED_BYTES % LINE_BYTES == 0 || LINE_BYTES % PADDED_BYTES == 0;
+constexpr uint32_t ROW_BYTES = PADDED_BYTES + (SWIZZLED ? 0 : UNIT_BYTES);
 constexpr uint32_t TILE_BYTES = TILE_KEYS * ROW_BYTES;
 constexpr uint32_t STAGE_BYTES = 2 * TILE_BYTES;
 constexpr uint32_t RING_BYTES = STAGES * STAGE_BYTES;  // of one warp
@@ -70,25 +80,29 @@ struct operand_of<signed char> {
 using operand_t = typename operand_of<cache_t>::type;
 constexpr float CACHE_UNIT = operand_of<cache_t>::UNIT;  // value of an element / the float16 it becomes
 
-// One tile by one warp: row r starts at source + r * HEAD_BYTES; rows from `present` on become zeros and are not read.
-__device__ __forceinline__ void copy_tile(uint32_t tile, const unsigned char* source, int present) {
+// Where byte `column` of a row lies in the row.
+__device__ __forceinline__ uint32_t swizzled(int row, int column) {
+    if constexpr (!SWIZZLED) return column;
+    constexpr int ROWS_PER_LINE = PADDED_BYTES < LINE_BYTES ? LINE_BYTES / PADDED_BYTES : 1;
+    constexpr int UNITS_PER_LINE_OF_ROW = LINE_BYTES / ROWS_PER_LINE / UNIT_BYTES;
+    return column ^ row / ROWS_PER_LINE % UNITS_PER_LINE_OF_ROW * UNIT_BYTES;
+}
+
+// A tile of K and its tile of V into a stage, by one warp: row r starts r * HEAD_BYTES after k and v; rows from `present`
+// on become zeros and are not read. One path for whole and partial tiles: the code is read from memory as well, and a
+// short call waits for it longer than for its keys.
+__device__ __forceinline__ void copy_stage(uint32_t stage, const unsigned char* k, const unsigned char* v, int present) {
     const int lane = threadIdx.x % 32;
-    if (PADDED_BYTES == HEAD_BYTES && present >= TILE_KEYS) {
 #pragma unroll
-        for (int i = 0; i < COPIES_PER_LANE; ++i) {
-            const int row = (lane + 32 * i) / COPIES_PER_ROW;
-            const int column = (lane + 32 * i) % COPIES_PER_ROW * COPY_BYTES;
-            cp_async<COPY_BYTES>(tile + row * ROW_BYTES + column, source + row * HEAD_BYTES + column);
-        }
-    } else {
-#pragma unroll
-        for (int i = 0; i < COPIES_PER_LANE; ++i) {
-            const int row = (lane + 32 * i) / COPIES_PER_ROW;
-            const int column = (lane + 32 * i) % COPIES_PER_ROW * COPY_BYTES;
-            const bool inside = row < present && column < HEAD_BYTES;
-            cp_async<COPY_BYTES>(tile + row * ROW_BYTES + column, inside ? source + row * HEAD_BYTES + column : source,
-                                 inside ? COPY_BYTES : 0);
-        }
+    for (int i = 0; i < COPIES_PER_LANE; ++i) {
+        const int row = (lane + 32 * i) / COPIES_PER_ROW;
+        const int column = (lane + 32 * i) % COPIES_PER_ROW * COPY_BYTES;
+        const bool inside = row < present && (PADDED_BYTES == HEAD_BYTES || column < HEAD_BYTES);
+        const int offset = inside ? row * HEAD_BYTES + column : 0;
+        const int bytes = inside ? COPY_BYTES : 0;
+        const uint32_t destination = stage + row * ROW_BYTES + swizzled(row, column);
+        cp_async<COPY_BYTES>(destination, k + offset, bytes);
+        cp_async<COPY_BYTES>(destination + TILE_BYTES, v + offset, bytes);
     }
 }
 
@@ -125,14 +139,29 @@ __device__ __forceinline__ void widen<signed char>(uint32_t packed, uint32_t& ev
 
 __device__ __forceinline__ uint32_t block_address(uint32_t tile, int block) {
     const int lane = threadIdx.x % 32;
-    return tile + lane % 16 * ROW_BYTES + block * BLOCK_BYTES + lane / 16 * 16;
+    return tile + lane % 16 * ROW_BYTES + swizzled(lane % 16, block * BLOCK_BYTES + lane / 16 * UNIT_BYTES);
 }
 
-// Operand A of K q^T: 16 keys, and the k-steps of one block.
+// A tile as ldmatrix gives it, in the registers of a warp; TRANSPOSED for V.
+struct tile_registers {
+    uint32_t r[BLOCKS][4];
+
+    template <bool TRANSPOSED>
+    __device__ __forceinline__ void load(uint32_t tile) {
+#pragma unroll
+        for (int block = 0; block < BLOCKS; ++block) {
+            if constexpr (TRANSPOSED) {
+                ldmatrix_x4_trans(r[block], block_address(tile, block));
+            } else {
+                ldmatrix_x4(r[block], block_address(tile, block));
+            }
+        }
+    }
+};
+
+// Operand A of K q^T from one block: 16 keys, and the block's k-steps.
 template <class T, int TILES>
-__device__ __forceinline__ void load_keys(uint32_t (&a)[TILES][4], uint32_t tile, int block) {
-    uint32_t r[4];
-    ldmatrix_x4(r, block_address(tile, block));
+__device__ __forceinline__ void operand_of_keys(uint32_t (&a)[TILES][4], const uint32_t (&r)[4]) {
     if constexpr (TILES == 2) {  // 8-bit elements
         widen<T>(r[0], a[0][0], a[0][2]);
         widen<T>(r[1], a[0][1], a[0][3]);
@@ -146,11 +175,9 @@ __device__ __forceinline__ void load_keys(uint32_t (&a)[TILES][4], uint32_t tile
     }
 }
 
-// Operand A of V^T p^T: the 16-row tiles of one block, and 16 keys.
+// Operand A of V^T p^T from one block: its 16-row tiles, and 16 keys.
 template <class T, int TILES>
-__device__ __forceinline__ void load_values(uint32_t (&a)[TILES][4], uint32_t tile, int block) {
-    uint32_t r[4];
-    ldmatrix_x4_trans(r, block_address(tile, block));
+__device__ __forceinline__ void operand_of_values(uint32_t (&a)[TILES][4], const uint32_t (&r)[4]) {
     if constexpr (TILES == 2) {  // 8-bit elements
         widen<T>(r[0], a[0][0], a[0][1]);
         widen<T>(r[1], a[0][2], a[0][3]);

@@ -15,7 +15,7 @@ flash_attention_decode(const q_t* __restrict__ q, const k_t* __restrict__ k, con
                        const int32_t* __restrict__ k_lengths,
 #endif
                        int q_heads, int kv_heads, int queries, int keys_in_memory, int batches, q_t* __restrict__ o) {
-    extern __shared__ __align__(16) unsigned char dynamic_shared[];
+    extern __shared__ __align__(128) unsigned char dynamic_shared[];
     const int group = q_heads / kv_heads;
     const int rows = queries * group;
     const int row_blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;

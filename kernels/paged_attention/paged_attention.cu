@@ -26,7 +26,7 @@ paged_attention(const q_t* __restrict__ q, const k_cache_t* __restrict__ k_cache
 #endif
                 int q_heads, int kv_heads, int queries, int pages, int page_size, int pages_per_sequence,
                 q_t* __restrict__ o) {
-    extern __shared__ __align__(16) unsigned char dynamic_shared[];
+    extern __shared__ __align__(128) unsigned char dynamic_shared[];
     const int group = q_heads / kv_heads;
     const int rows = queries * group;
     const int row_blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;

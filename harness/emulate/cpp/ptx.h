@@ -227,6 +227,11 @@ inline void mbarrier_arrive(Discard, std::uint32_t at, Location here = EMULATE_H
 inline void mbarrier_arrive_expect_tx(Discard, std::uint32_t at, std::uint32_t bytes, Location here = EMULATE_HERE) {
     emulate::mbarrier_arrive(at, bytes, here);
 }
+template <class T, std::size_t N>
+void st_async(std::uint32_t at, const std::array<T*, N>& values, std::uint32_t barrier, Location here = EMULATE_HERE) {
+    st_shared_vector(at, values, here);
+    mbarrier_complete(barrier, sizeof(T) * N, here);
+}
 inline void mbarrier_try_wait_parity(bool& complete, std::uint32_t at, std::uint32_t parity,
                                      Location here = EMULATE_HERE) {
     complete = mbarrier_wait(at, parity, here);

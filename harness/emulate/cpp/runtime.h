@@ -91,6 +91,7 @@ void wgmma_fence(Location where);
 
 void mbarrier_init(std::uint32_t barrier, std::uint32_t arrivals, Location where);
 void mbarrier_arrive(std::uint32_t barrier, std::uint32_t expected_bytes, Location where);
+void mbarrier_complete(std::uint32_t barrier, std::uint32_t bytes, Location where);
 bool mbarrier_wait(std::uint32_t barrier, std::uint32_t parity, Location where);
 
 void tensor_load(std::uint32_t to, const void* map, std::uint32_t barrier, const int* coordinates, int rank,

@@ -90,6 +90,15 @@ void mbarrier_arrive(std::uint32_t address, std::uint32_t expected_bytes, Locati
     settle(barrier);
 }
 
+// Bytes that a store to another block (st.async) has brought.
+void mbarrier_complete(std::uint32_t address, std::uint32_t bytes, Location where) {
+    Mbarrier& barrier = mbarrier_at(address, "st.async", where);
+    release(&barrier.order[barrier.phase % 2]);
+    const RuntimeContext context;
+    barrier.bytes -= bytes;
+    settle(barrier);
+}
+
 // Returns true when the phase of that parity has completed; the thread waits for it here.
 bool mbarrier_wait(std::uint32_t address, std::uint32_t parity, Location where) {
     Mbarrier& barrier = mbarrier_at(address, "mbarrier.try_wait", where);

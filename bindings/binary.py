@@ -81,6 +81,10 @@ def entry_parameters(ptx: str, entry: str) -> tuple[Parameter, ...]:
     )
 
 
+#: ptxas says as "info" that it serialized wgmma, which costs more than most warnings.
+_WARNING = re.compile(r"\bwarning\b|potential performance loss", re.I)
+
+
 def report_resources(log: str, entry: str) -> Resources:
     """Read the ptxas ``-v`` report of one entry."""
     block = log
@@ -102,5 +106,5 @@ def report_resources(log: str, entry: str) -> Resources:
         spill_loads=number(r"(\d+) bytes spill loads"),
         stack=number(r"(\d+) bytes stack frame"),
         static_shared=number(r"(\d+) bytes smem"),
-        warnings=tuple(line.strip() for line in log.splitlines() if re.search(r"\bwarning\b", line, re.I)),
+        warnings=tuple(line.strip() for line in log.splitlines() if _WARNING.search(line)),
     )

@@ -19,7 +19,7 @@ from typing import Any
 from trtforge.bindings.binary import Binary, Parameter, Resources
 from trtforge.bindings.errors import ForgeError
 
-FORMAT = 1
+FORMAT = 2  # of what is kept: 2 since warnings have "potential performance loss" among them
 
 
 def directory() -> Path:

@@ -1,8 +1,9 @@
-"""The ceilings of a benchmark run, measured in the same process: device copy and matrix products.
+"""The ceilings of a benchmark run, measured in the same process: device copy, reading alone, and matrix products.
 
 A ceiling is what the machine was seen to do at this hour and temperature, not what its data sheet says. Products are
 PyTorch's (cuBLAS) where it is installed, else the kit's own fused_gemm; the better of two sizes counts, because the
-largest product is throttled by power on some machines.
+largest product is throttled by power on some machines. Memory holds random bits: zeros are read a fifth faster on an
+H200. A kernel that reads more than it writes is held against the faster rate of reading for what it reads more.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any
 from trtforge.bindings.device import current_device
 from trtforge.bindings.errors import ForgeError, MissingDependencyError
 from trtforge.bindings.optional import available, require
-from trtforge.harness.measurement import COPY
-from trtforge.harness.timing import time_alternating
+from trtforge.harness.measurement import COPY, READ
+from trtforge.harness.timing import reader, time_alternating
 from trtforge.kernels import registry
 from trtforge.kernels.contract import Cost
 
@@ -38,7 +39,7 @@ def name_of(dtype: str) -> str:
 
 def measure(dtypes: Iterable[str], clock: Any = None) -> dict[str, float]:
     """The ceilings that ops on these element types need, by name; a product that cannot be run is left out."""
-    found = {COPY: _copy(clock)}
+    found = _memory(clock)
     for dtype in dict.fromkeys(_AS.get(d, d) for d in dtypes if d in PRODUCTS):
         rate = max((_rate(dtype, size, clock) for size in _SIZES), default=0.0)
         if rate:
@@ -46,17 +47,19 @@ def measure(dtypes: Iterable[str], clock: Any = None) -> dict[str, float]:
     return {name: round(value, 1) for name, value in found.items()}
 
 
-def _copy(clock: Any) -> float:
-    """GB/s of a device-to-device copy, read and written."""
+def _memory(clock: Any) -> dict[str, float]:
+    """GB/s of a device-to-device copy, read and written, and of reading."""
     cupy = require("cupy", "measuring ceilings")
-    size = min(_COPY_BYTES, current_device().memory // _COPY_SHARE)
-    source, target = cupy.zeros(size, cupy.uint8), cupy.empty(size, cupy.uint8)
+    size = min(_COPY_BYTES, current_device().memory // _COPY_SHARE) // 16 * 16
+    source = cupy.random.default_rng(0).integers(0, 1 << 63, size // 8, dtype=cupy.uint64).view(cupy.uint8)
+    target = cupy.empty(size, cupy.uint8)
     stream = cupy.cuda.get_current_stream()
 
-    def call() -> None:
+    def copy() -> None:
         target.data.copy_from_device_async(source.data, size, stream)
 
-    return 2 * size / time_alternating({"copy": call}, _SECONDS, clock)["copy"].median / 1e9
+    timings = time_alternating({COPY: copy, READ: reader(source)}, _SECONDS, clock)
+    return {COPY: 2 * size / timings[COPY].median / 1e9, READ: size / timings[READ].median / 1e9}
 
 
 def _rate(dtype: str, size: int, clock: Any) -> float:
@@ -106,12 +109,17 @@ def _own_product(dtype: str, size: int) -> Call:
     return call
 
 
-def least_seconds(cost: Cost, dtype: str, ceilings: dict[str, float]) -> float | None:
-    """The least time that the ceilings allow for a cost; None where a ceiling that matters was not measured."""
+def least_seconds(cost: Cost, dtype: str, ceilings: dict[str, float], written: int | None = None) -> float | None:
+    """The least time that the ceilings allow for a cost; None where a ceiling that matters was not measured.
+
+    ``written``: bytes of the cost that are written, the rest is read; by default half of them, as in a copy.
+    """
     copy, product = ceilings.get(COPY), ceilings.get(name_of(dtype))
     if not copy:
         return None
-    by_memory = (cost.bytes or 0) / (copy * 1e9)
+    moved = cost.bytes or 0
+    paired = moved if written is None else min(2 * written, moved)
+    by_memory = paired / (copy * 1e9) + (moved - paired) / (max(ceilings.get(READ, 0.0), copy) * 1e9)
     if product:
         return max(by_memory, cost.flops / (product * 1e12))
     return None if compute_bound(cost) else by_memory

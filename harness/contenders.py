@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import gc
 import itertools
+import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,6 +24,7 @@ from trtforge.bindings.arrays import Array
 from trtforge.bindings.device import current_device, no_collection, synchronize
 from trtforge.bindings.errors import ContractError, ForgeError, UnknownNameError, UsageError
 from trtforge.bindings.optional import available, require
+from trtforge.harness import peer_compile
 from trtforge.harness.jobs import Job
 from trtforge.harness.problem import Problem, poison
 from trtforge.kernels import plan
@@ -43,7 +46,8 @@ class Contender:
     """Somebody to time: ``call`` is the timed call (None where ``note`` says why there is none).
 
     ``checked``: calls whose outputs are compared, one per copy of the inputs. ``marked``: held against the oracle; a
-    peer that computes less than the op is not.
+    peer that computes less than the op is not. ``held``: what must live as long as the call, since a captured graph
+    knows addresses alone (weights that a peer has prepared, say).
     """
 
     name: str
@@ -57,6 +61,7 @@ class Contender:
     call: Callable[[], Any] | None = None
     checked: Sequence[Bound] = ()
     marked: bool = True
+    held: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)
@@ -276,12 +281,8 @@ def peers(problem: Problem, selection: Selection) -> Iterator[Contender]:
 
 def _peer_calls(peer: Peer, problem: Problem) -> list[Callable[[], Any]]:
     """The peer on every copy of the inputs, set up and compiled once each."""
-    torch = require("torch", "timing peers")
-    attributes = dict(problem.binding.attributes)
-
-    def compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
-        return torch.compile(fn, dynamic=False) if peer.compile else fn
-
+    attributes = peer_compile.plain(problem.binding.attributes)
+    compiled = peer_compile.compiled if peer.compile else lambda fn: fn
     if peer.setup:
         made = [peer.fn(*problem.torch(i), **attributes) for i in range(len(problem.sets))]
         return [compiled(fn) for fn in made]
@@ -301,7 +302,7 @@ def _bind_peer(made: Contender, problem: Problem, calls: Sequence[Callable[[], A
         else:
             timed.append(call)
             bound.append(_poisoned_memory(problem, index, call))
-    made.call, made.checked = rotating(timed), bound
+    made.call, made.checked, made.held = rotating(timed), bound, calls
 
 
 def _captured_by_torch(call: Callable[[], Any], torch: Any) -> tuple[Callable[[], Any], tuple[Any, ...]]:
@@ -337,6 +338,22 @@ def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:200]}"
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What PyTorch's compiler warns of would stand between the tables; what it cannot compile becomes a row's note."""
+    loggers = [logging.getLogger(name) for name in ("torch._dynamo", "torch._inductor")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"torch\.")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels):
+                logger.setLevel(level)
+
+
 # ---- the stream ----------------------------------------------------------------------------------------------------
 
 
@@ -356,6 +373,7 @@ class Stage:
             torch.cuda.init()
             self.stack.enter_context(torch.cuda.stream(torch.cuda.ExternalStream(stream.ptr)))
             self.stack.enter_context(torch.no_grad())
+            self.stack.enter_context(_quiet())
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from trtforge.bindings.errors import FileError
+from trtforge.bindings.errors import FileError, UsageError
 from trtforge.bindings.files import replace_file
 
 FORMAT = "trtforge.bench/1"
-#: Ceilings are named by what they bound: "copy GB/s", "bfloat16 TFLOP/s".
-COPY = "copy GB/s"
+#: Ceilings are named by what they bound: "copy GB/s" (read and written), "read GB/s", "bfloat16 TFLOP/s".
+COPY, READ = "copy GB/s", "read GB/s"
 
 
 @dataclass
@@ -134,6 +134,38 @@ def read(path: str | Path) -> Run:
         return _parse(data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileError(f"{path} is a damaged benchmark run: {type(error).__name__}: {error}") from error
+
+
+def merge(pieces: Mapping[str, Run]) -> Run:
+    """Runs of one GPU put together, by their names. Every case comes whole from one run, the last that measured it.
+
+    Contenders that did not alternate are no peers of each other, so cases are never mixed. ``about["runs"]`` keeps what
+    each piece says about itself, with its ceilings and the cases taken from it; beside it stands what all pieces agree
+    on. A ceiling is the highest of the pieces that were used; each row's ``roofline`` stays that of its own run. Raises
+    UsageError for runs of different GPUs, or none.
+    """
+    gpus = {str(run.about.get("gpu")) for run in pieces.values()}
+    if len(gpus) != 1:
+        raise UsageError(f"runs of one GPU are put together; these are of {', '.join(sorted(gpus)) or 'none'}")
+    rows: dict[tuple[str, str, str, str], tuple[str, list[Measurement]]] = {}
+    for name, run in pieces.items():
+        rows.update((problem, (name, members)) for problem, members in run.problems().items())
+    used = {name: [p for p, (source, _) in rows.items() if source == name] for name in pieces}
+    first, *others = (run.about for run in pieces.values())
+    made = Run({k: v for k, v in first.items() if all(k in o and o[k] == v for o in others)})
+    made.about.pop("stopped", None)
+    made.about["date"] = max(str(run.about.get("date", "")) for run in pieces.values())
+    made.about["remark"] = f"{len(pieces)} runs put together, each case from one run"
+    made.about["runs"] = [
+        {"file": name, "about": run.about, "ceilings": run.ceilings, "cases": [" ".join(p) for p in used[name]]}
+        for name, run in pieces.items()
+    ]
+    for name, run in pieces.items():
+        if used[name]:
+            for ceiling, value in run.ceilings.items():
+                made.ceilings[ceiling] = max(value, made.ceilings.get(ceiling, 0.0))
+    made.rows = [row for _, members in rows.values() for row in members]
+    return made
 
 
 def _parse(data: Mapping[str, Any]) -> Run:

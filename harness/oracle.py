@@ -22,6 +22,8 @@ from trtforge.kernels.op import Op
 #: Rows that are compared at most, parts that a declaration is asked for, and what one part may cost the reference.
 ROWS, PARTS = 64, 4
 _PART_FLOPS, _PART_BYTES = 20e9, 512e6
+#: Declared parts are added until they cost the reference this much together; the first always counts.
+_PARTS_FLOPS = 1e10
 #: Beyond this the reference is not run on the whole.
 _WHOLE_FLOPS, _WHOLE_BYTES = 2e11, 4e9
 #: The relative L2 error of a right answer in each dtype; formulations may round differently.
@@ -54,7 +56,12 @@ def parts_of(op: Op, binding: Binding, seed: int = 0) -> list[Part]:
     """The parts of a call that the reference is run on. Raises UsageError where only a huge whole would do."""
     rng = np.random.default_rng(seed)
     if op._part is not None:
-        return [_declared(op, binding, rng) for _ in range(PARTS)]
+        parts: list[Part] = []
+        spent = 0.0
+        while len(parts) < PARTS and spent < _PARTS_FLOPS:
+            parts.append(_declared(op, binding, rng))
+            spent += _flops_of(op, binding, parts[-1])
+        return parts
     rows = independent_rows(op, binding)
     if rows is not None:
         return [_some_rows(op, binding, rows, rng)]
@@ -78,6 +85,17 @@ def _declared(op: Op, binding: Binding, rng: np.random.Generator) -> Part:
             if name not in known:
                 raise DeclarationError(f"{op.name}: @op.part names {name!r}, which is no {kind} of this call")
     return Part(inputs, outputs)
+
+
+def _flops_of(op: Op, binding: Binding, part: Part) -> float:
+    """What the reference of a part computes: the op's cost at the shapes of the indexed inputs."""
+    shapes = {
+        name: np.broadcast_to(np.zeros((), bool), tuple(int(size) for size in shape))[
+            part.inputs.get(name, EVERYTHING)
+        ].shape
+        for name, shape in binding.inputs.items()
+    }
+    return op.cost_of(op.bind(shapes, {n: binding.dtypes[n] for n in shapes}, binding.attributes)).flops
 
 
 def independent_rows(op: Op, binding: Binding) -> str | None:

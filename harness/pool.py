@@ -98,6 +98,8 @@ def run_jobs(
         pending.put(list(group))
     rows: dict[int, Row] = {}
     reporting = threading.Lock()
+    working: list[_Worker] = []
+    ended = threading.Event()
 
     def serve() -> None:
         worker: _Worker | None = None
@@ -107,8 +109,11 @@ def run_jobs(
             except queue.Empty:
                 break
             for index, job in group:
+                if ended.is_set():
+                    return
                 if worker is None or worker.process.poll() is not None:
                     worker = _Worker(mode, loads)
+                    working.append(worker)
                 row = worker.run(job, limit) if worker.ready else None
                 if row is None:
                     row = _lost(job, worker, limit)
@@ -129,7 +134,10 @@ def run_jobs(
     try:
         for thread in threads:
             thread.join()
-    except KeyboardInterrupt:  # let nobody take another job
+    except KeyboardInterrupt:  # let nobody take another job or finish the one in hand
+        ended.set()
+        for one in working:
+            one.process.kill()
         with contextlib.suppress(queue.Empty):
             while True:
                 pending.get_nowait()

@@ -1,11 +1,13 @@
 """One case of a benchmark on the device: its inputs, in several copies where they are small, and their readers.
 
-Inputs are N(0, 1) or what the declaration's ``sample`` gives. Small ones lie in several places in turn, so that
+Inputs are N(0, 1), uniform integers, or what the declaration's ``sample`` gives; of a large array the sample gives some
+rows, which are dealt out to all rows at random on the device. Small ones lie in several places in turn, so that
 neither the L2 cache nor a memoizing contender sees the same addresses in successive calls.
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from functools import cached_property
@@ -16,7 +18,7 @@ import numpy as np
 from trtforge.bindings import arrays
 from trtforge.bindings.arrays import Array
 from trtforge.bindings.device import current_device
-from trtforge.bindings.dtypes import dtype
+from trtforge.bindings.dtypes import DType, dtype
 from trtforge.bindings.optional import available, require
 from trtforge.harness.jobs import dtype_label
 from trtforge.harness.oracle import EVERYTHING, Answer, Index, answers, judge
@@ -28,6 +30,9 @@ from trtforge.kernels.op import Op
 COPIES = 3
 #: Host-made inputs that are kept for the next case: 16384 x 8192 numbers take seconds, and many cases share them.
 _KEPT_BYTES = 4 << 30
+#: A declared sample of more than twice as many numbers is drawn for some rows only: NumPy makes 1e8 in a second or two.
+_DRAWN = 1 << 22
+_LEAST_ROWS = 16
 _kept: OrderedDict[Any, Array] = OrderedDict()
 
 
@@ -38,6 +43,10 @@ class Problem:
         self.op, self.case, self.seed = op, case, seed
         self.binding: Binding = op.bind_case(case, dtypes)
         self.cost = op.cost_of(self.binding)
+        self.written = sum(
+            math.prod(int(size) for size in shape) * dtype(self.binding.dtypes[name]).itemsize
+            for name, shape in self.binding.outputs.items()
+        )
         self.dtype = next(iter(self.binding.dtypes.values()))
         self.dtype_label = dtype_label(op, dtypes)
         first = {name: self._input(index, name) for index, name in enumerate(self.binding.inputs)}
@@ -51,8 +60,9 @@ class Problem:
         shape = tuple(int(size) for size in self.binding.inputs[name])
         kind = dtype(self.binding.dtypes[name])
         sample = self.op.inputs[name].sample
-        if sample is None and kind.floating:
-            made = normal(shape, kind.name, self.seed + index)
+        if sample is None:
+            make = normal if kind.floating else integers
+            made = make(shape, kind.name, self.seed + index)
             if made is not None:
                 return made
         context = self.binding.context()
@@ -61,11 +71,13 @@ class Problem:
         key = (sample, shape, kind.name, self.seed + index, *(str(sorted(v._values.items())) for v in given.values()))
         if key not in _kept:
             rng = np.random.default_rng(self.seed + index)
+            drawn = (rows_drawn(shape, kind) or shape[0], *shape[1:]) if shape else shape
             if sample is not None:
-                host = np.asarray(call_by_name(sample, rng=rng, shape=shape, **context))
+                host = np.asarray(call_by_name(sample, rng=rng, shape=drawn, **context))
             else:
-                host = plain_sample(rng, shape, kind)
-            _keep(key, arrays.to_device(np.ascontiguousarray(host.astype(kind.numpy, copy=False)).reshape(shape)))
+                host = plain_sample(rng, drawn, kind)
+            made = arrays.to_device(np.ascontiguousarray(host.astype(kind.numpy, copy=False)).reshape(drawn))
+            _keep(key, made if drawn == shape else dealt(made, shape[0], rng))
         _kept.move_to_end(key)
         return _kept[key]
 
@@ -104,6 +116,7 @@ class Problem:
     @cached_property
     def answers(self) -> list[Answer]:
         """The oracle on parts of the problem. Raises UsageError where it would take too long."""
+        self.restore(0)
         return answers(self.op, self.binding, lambda name, index: fetch(self.sets[0][name], index), self.seed)
 
     def judge(self, outputs: Any) -> tuple[float, str]:
@@ -126,15 +139,48 @@ def _keep(key: Any, array: Array) -> None:
         _kept.popitem(last=False)
 
 
+def rows_drawn(shape: tuple[int, ...], kind: DType) -> int | None:
+    """Of how many leading rows a large array's sample is drawn; None: of all.
+
+    Numbers that are data may repeat; indices (32 bits and wider) belong together, and small arrays have special rows.
+    """
+    size = math.prod(shape)
+    if len(shape) < 2 or size <= 2 * _DRAWN or not (kind.floating or kind.itemsize == 1):
+        return None
+    rows = -(-_DRAWN * shape[0] // size)
+    return rows if rows >= _LEAST_ROWS else None
+
+
+def dealt(drawn: Array, rows: int, rng: np.random.Generator) -> Array:
+    """An array of ``rows`` leading rows, each one of the drawn ones at random: a kernel that mixes up rows is seen."""
+    which = require("cupy", "device arrays").asarray(rng.integers(0, drawn.storage.shape[0], rows))
+    return Array(drawn.storage.take(which, axis=0), drawn.dtype)
+
+
+def integers(shape: tuple[int, ...], kind: str, seed: int) -> Array | None:
+    """Integers of the type within -128 to 255, made on the device; None where PyTorch is absent or lacks the type."""
+    if kind not in ("int8", "uint8", "int32", "int64") or not available("torch"):
+        return None
+    torch = require("torch", "making inputs")
+    generator = torch.Generator(device="cuda").manual_seed(seed)
+    low, high = max(np.iinfo(kind).min, -128), min(np.iinfo(kind).max, 255) + 1
+    made = torch.randint(low, high, shape, generator=generator, device="cuda", dtype=getattr(torch, kind))
+    return _from_torch(made, shape, kind)
+
+
+def _from_torch(made: Any, shape: tuple[int, ...], kind: str) -> Array:
+    torch = require("torch", "making inputs")
+    storage = require("cupy", "device arrays").from_dlpack(made.contiguous().view(torch.uint8).reshape(-1))
+    return Array(storage.view(dtype(kind).storage).reshape(shape), kind)
+
+
 def normal(shape: tuple[int, ...], kind: str, seed: int) -> Array | None:
     """N(0, 1) made on the device; None where no library here rounds to that type."""
     if available("torch"):
         torch = require("torch", "making inputs")
         generator = torch.Generator(device="cuda").manual_seed(seed)
         values = torch.randn(shape, generator=generator, device="cuda", dtype=torch.float32)
-        rounded = values.to(getattr(torch, kind)).contiguous()
-        storage = require("cupy", "device arrays").from_dlpack(rounded.view(torch.uint8).reshape(-1))
-        return Array(storage.view(dtype(kind).storage).reshape(shape), kind)
+        return _from_torch(values.to(getattr(torch, kind)), shape, kind)
     if kind in ("float16", "float32"):
         cupy = require("cupy", "device arrays")
         made = cupy.random.default_rng(seed).standardnormal(shape, dtype=np.float32)

@@ -198,3 +198,42 @@ def test_there_are_two_thousand_calls_and_every_kernel_can_serve_its_own() -> No
         kernel = op.kernel_named(name)
         index = op.tactic_index(kernel, tactic)
         assert kernel.refusal(binding, index, architecture("sm_90a")) is None, (op.name, name, width)
+
+
+def _rounded_attention(q: Any, k: Any, v: Any, seen: Any, scale: float) -> Any:
+    """What a kernel does: probabilities rounded to 16 bits, sums in float32 or better, one rounding at the end."""
+    s = ((q.double() @ k.double().transpose(-1, -2)) * scale).masked_fill(~seen, -np.inf)
+    p = (s - s.amax(-1, keepdim=True).clamp(min=-1e30)).exp()
+    return (p.to(q.dtype).double() @ v.double() / p.sum(-1, keepdim=True).clamp(min=1e-300)).to(q.dtype)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "queries", "keys", "width", "window"),
+    [("bfloat16", 1025, 3, 128, 333), ("bfloat16", 1281, 2, 80, 5), ("float16", 300, 300, 5, -1)],
+)
+def test_few_visible_keys_are_judged_by_their_own_size(
+    dtype: str, queries: int, keys: int, width: int, window: int
+) -> None:
+    torch = pytest.importorskip("torch")
+    generator = torch.Generator().manual_seed(0)
+    q = _normal(generator, dtype, 3, 4, queries, width)
+    k, v = (_normal(generator, dtype, 3, 4, keys, width) for _ in range(2))
+    seen = reference.dense_visible(queries, torch.full((3,), keys), keys, True, window)
+    scale = width**-0.5
+    expected = reference.attend(q.double(), k.double(), v.double(), seen, 0.0, scale)
+    found, tolerance = _rounded_attention(q, k, v, seen, scale), tolerance_of(flash_attention, dtype)
+    peer = reference.pytorch_attention(q, k, v, seen, scale)
+    assert reference.verdict(found, expected, tolerance) == ("", 0.0)
+    assert reference.verdict(found, expected, tolerance, peer)[0] == ""
+    at = (0, 0, queries - 1, 0)
+    assert tolerance.atol is not None and tolerance.rtol is not None
+    allowed = tolerance.atol * float(reference.scale_of(expected)[0, 0, -1, 0]) + tolerance.rtol * abs(
+        float(expected[at])
+    )
+    wrong = found.clone()
+    wrong[at] = float(expected[at]) + 1.2 * allowed
+    message = (
+        f"{reference.verdict(wrong, expected, tolerance)[0]} {reference.verdict(wrong, expected, tolerance, peer)[0]}"
+    )
+    assert message.count("an element is off by") == 2 and "PyTorch's largest error" in message
+    assert reference.verdict(wrong, expected, tolerance, wrong)[0] == ""  # PyTorch is off by as much

@@ -6,8 +6,10 @@ import errno
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -109,6 +111,7 @@ def problem(right: float = 2.0, cost: Cost | None = None) -> Any:
         case=SimpleNamespace(label="M1"),
         dtype="bfloat16",
         cost=cost or Cost(1000, 4_000_000),
+        written=2_000_000,
         answers=[],
         judge=lambda outputs: (abs(outputs - right), "" if outputs == right else "y has a relative L2 error of 1"),
     )
@@ -192,6 +195,9 @@ def test_rates_and_rooflines() -> None:
     assert product.unit == "TFLOP/s" and product.rate == pytest.approx(350) and product.roofline == pytest.approx(0.5)
     assert (product.flops, product.bytes) == (int(7e11), 4_000_000)
     assert ceilings.least_seconds(Cost(10**12, 1), "float32", LIMITS) is None  # its ceiling was not measured
+    both = {"copy GB/s": 4000.0, "read GB/s": 5000.0}  # of 8 bytes 2 are written: 4 at the rate of a copy, 4 of reading
+    assert ceilings.least_seconds(Cost(0, 8), "float32", both, written=2) == pytest.approx(4 / 4000e9 + 4 / 5000e9)
+    assert ceilings.least_seconds(Cost(0, 8), "float32", both, written=6) == pytest.approx(8 / 4000e9)
     assert ceilings.name_of("float8_e5m2") == ceilings.name_of("float8_e4m3fn")
 
 
@@ -292,6 +298,177 @@ def test_every_benchmarked_op_has_a_peer_and_belongs_to_a_suite(monkeypatch: pyt
             assert op.file.parent.name in families, f"{op.name} is in no suite of benchmarks/"
 
 
+# ---- a run that ends early -------------------------------------------------------------------------------------------
+
+
+def grown(
+    one_case: Callable[[Any], list[Measurement]], limit: float | None = None, **hooks: Any
+) -> tuple[Run, list[tuple[int, str]]]:
+    """The loop over the three benchmark cases of rms_norm; what each case's hook saw: rows, and the mark."""
+    run, seen = Run(), []
+
+    def on_case(so_far: Run, rows: list[Measurement]) -> None:
+        seen.append((len(so_far.rows), so_far.about["stopped"]))
+
+    def case(planned: Any, watch: Any) -> list[Measurement]:
+        with watch.phase("timing"):
+            return one_case(planned)
+
+    def nothing(*given: Any) -> None:
+        pass
+
+    planned = bench.plan([registry.get("rms_norm")])
+    prepare, start = hooks.get("prepare", nothing), hooks.get("start", nothing)
+    bench._measure_all(run, planned, prepare, start, case, limit, on_case)
+    return run, seen
+
+
+def test_a_complete_run_has_no_mark_and_knows_its_seconds() -> None:
+    run, seen = grown(lambda planned: [row(case=planned.case.label)])
+    assert seen == [(i, f"not finished; {i} of 3 cases were measured") for i in (1, 2, 3)]
+    assert "stopped" not in run.about and len(run.rows) == 3
+    cases = run.about["seconds"].pop("cases")
+    assert {"ceilings", "measuring", "timing"} <= run.about["seconds"].keys()
+    assert [one["case"].split(" ", 1)[0] for one in cases] == ["trtforge::rms_norm"] * 3 and "timing" in cases[0]
+
+
+def test_what_was_measured_before_an_interrupt_stands() -> None:
+    def second_fails(error: BaseException) -> Callable[[Any], list[Measurement]]:
+        def case(planned: Any) -> list[Measurement]:
+            if planned.case.dims["M"] == 4096:
+                raise error
+            return [row(case=planned.case.label)]
+
+        return case
+
+    run, _ = grown(second_fails(KeyboardInterrupt("ended by SIGTERM")))
+    assert [r.case for r in run.rows] == ["M16 N4096"]
+    name = "trtforge::rms_norm [M4096 N4096]"
+    assert run.about["stopped"] == f"{name}: ended by SIGTERM; 1 of 3 cases were measured"
+    run, _ = grown(second_fails(bench._Stopped(f"{name}: CUDA error")))
+    assert len(run.rows) == 1 and run.about["stopped"] == f"{name}: CUDA error; 1 of 3 cases were measured"
+
+    def interrupted(watch: Any) -> None:
+        raise KeyboardInterrupt
+
+    run, _ = grown(second_fails(ValueError()), prepare=interrupted)
+    assert not run.rows and run.about["stopped"] == "compiling: interrupted; 0 of 3 cases were measured"
+
+
+def test_the_time_limit_ends_a_run_between_cases() -> None:
+    run, _ = grown(lambda planned: [row()], limit=time.monotonic() - 1)
+    assert run.about["stopped"] == "time limit; 0 of 3 cases were measured"
+    run, _ = grown(lambda planned: [row()], limit=time.monotonic() + 100)
+    assert len(run.rows) == 3 and "stopped" not in run.about
+
+
+SIGNALED = """
+import os, sys, time
+from trtforge import cli
+from trtforge.harness import bench
+from trtforge.harness.measurement import Measurement, Run
+
+def measured(*ops, on_start, on_case, **options):
+    run = Run({"gpu": "a GPU"})
+    def case(planned, watch):
+        if planned.op.name.endswith("gated_gemm"):
+            print("waiting", flush=True, file=sys.stderr)
+            time.sleep(60)
+        return [Measurement(planned.op.name, planned.case.label, "bfloat16", "ours", True, microseconds=12.5)]
+    planned = bench.plan([bench.registry.get(name) for name in ops])
+    on_start({one.op.name: 3 if one.op.name.endswith('rms_norm') else 5 for one in planned})
+    bench._measure_all(run, planned, lambda watch: None, lambda: None, case, None, on_case)
+    return run
+
+bench.bench = measured
+sys.exit(cli.main(["bench", "rms_norm", "gated_gemm", "--json", sys.argv[1]]))
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_tables_and_a_marked_file(tmp_path: Path, number: int, status: int) -> None:
+    path, out = tmp_path / "run.json", tmp_path / "out"
+    with out.open("w") as printed:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SIGNALED, str(path)],
+            stdout=printed,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        assert process.stderr is not None and process.stderr.readline() == "waiting\n"
+        assert "M16384 N8192" in out.read_text()  # the op before is complete, and printed
+        assert measurement.read(path).about["stopped"] == "not finished; 3 of 8 cases were measured"
+        process.send_signal(number)
+        errors = process.communicate(timeout=60)[1]
+    assert process.returncode == status, errors
+    name = signal.Signals(number).name
+    run = measurement.read(path)
+    assert len(run.rows) == 3 and f"ended by {name}; 3 of 8 cases" in run.about["stopped"]
+    assert out.read_text().count("M16384 N8192") == 1 and "ratio: the contender's time" in out.read_text()
+    assert f"ended by {name}" in errors
+
+
+def test_runs_are_put_together_case_by_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = a_run(), a_run()
+    first.rows += [row(case="M16", microseconds=7.0)]
+    first.about["stopped"] = "time limit; 2 of 3 cases were measured"
+    second.rows, second.ceilings = [row(microseconds=90.0)], {"copy GB/s": 4300.0}
+    second.about["torch"] = "2.11"
+    for name, run in (("a.json", first), ("b.json", second)):
+        measurement.write(run, tmp_path / name)
+    pieces = [str(tmp_path / "a.json"), str(tmp_path / "b.json")]
+    made = tmp_path / "run.json"
+    assert cli.main(["bench", "--merge", *pieces, "--json", str(made)]) == 0
+    assert "M16 " in capsys.readouterr().out
+    run = measurement.read(made)
+    assert [(r.case, r.microseconds) for r in run.rows] == [("M4096 N4096", 90.0), ("M16", 7.0)]  # no mixed case
+    assert run.ceilings == {"copy GB/s": 4300.0} and "stopped" not in run.about and "torch" not in run.about
+    assert [p["file"] for p in run.about["runs"]] == pieces and run.about["gpu"] == "NVIDIA H200"
+    assert run.about["runs"][0]["about"]["stopped"].startswith("time limit")
+    assert run.about["runs"][0]["cases"] == ["a::op M16 bfloat16 graph"]
+    second.about["gpu"] = "another"
+    measurement.write(second, pieces[1])
+    assert cli.main(["bench", "--merge", *pieces, "--json", str(made)]) == 2
+    assert "runs of one GPU are put together; these are of NVIDIA H200, another" in capsys.readouterr().err
+    assert cli.main(["bench", "--merge", *pieces]) == 2
+    assert "--merge puts runs together into the file of --json" in capsys.readouterr().err
+
+
+# ---- inputs ----------------------------------------------------------------------------------------------------------
+
+
+def test_large_samples_are_drawn_for_some_rows() -> None:
+    from trtforge.bindings.dtypes import dtype
+    from trtforge.harness.problem import rows_drawn
+
+    half, index = dtype("bfloat16"), dtype("int32")
+    assert rows_drawn((4096, 4096), half) == 1024 and rows_drawn((1 << 20, 64), half) == 1 << 16
+    assert rows_drawn((16384, 8192), dtype("int8")) == 512
+    assert rows_drawn((2048, 4096), half) is None and rows_drawn((1 << 24,), half) is None  # small; one row
+    assert rows_drawn((1 << 14, 1 << 12), index) is None  # pages and offsets belong together
+    assert rows_drawn((64, 8, 8192, 128), half) is None  # too few rows
+
+
+def test_slow_calls_are_timed_on_the_host_in_fewer_rounds() -> None:
+    calls: list[int] = []
+
+    def slow() -> None:
+        calls.append(1)
+        time.sleep(5e-4)
+
+    timing.host_seconds(slow, wait=lambda: None)
+    assert len(calls) == 1 + timing._HOST_CALLS * timing._FEWEST_ROUNDS
+
+
+def test_attributes_reach_a_traced_peer_as_plain_numbers() -> None:
+    from trtforge.harness.peer_compile import plain
+
+    made = plain({"eps": np.float32(0.5), "to": "int8", "n": np.int64(3), "causal": True})
+    assert made == {"eps": 0.5, "to": "int8", "n": 3, "causal": True}
+    assert [type(v) for v in made.values()] == [float, str, int, bool]
+
+
 # ---- ratios ----------------------------------------------------------------------------------------------------------
 
 
@@ -378,10 +555,10 @@ def fake_bench(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """``trtforge bench`` with a run that was made elsewhere; the arguments that it got are in the result."""
     seen: dict[str, Any] = {"run": a_run()}
 
-    def imitation(*ops: str, on_start: Any, on_rows: Any, **options: Any) -> Run:
+    def imitation(*ops: str, on_start: Any, on_case: Any, **options: Any) -> Run:
         seen.update(options, ops=ops)
-        on_start(1)
-        on_rows(seen["run"].rows)
+        on_start({r.op: 1 for r in seen["run"].rows})
+        on_case(seen["run"], seen["run"].rows)
         return seen["run"]
 
     monkeypatch.setattr(bench, "bench", imitation)
@@ -454,7 +631,7 @@ def test_all_tactics_write_the_tuning_table(
         peer("cuDNN", 10.0, op=op.name),
     ]
     fake_bench["run"] = Run({"date": "2026-11-23"}, {}, rows)
-    gpu = SimpleNamespace(name="NVIDIA Test")
+    gpu = SimpleNamespace(name="NVIDIA Test", architecture=replace(H200, gpu="NVIDIA Test"))
     monkeypatch.setattr(device, "current_device", lambda: gpu)
     monkeypatch.setenv("TRTFORGE_TUNING", str(tmp_path))
     assert cli.main(["bench", "rms_norm", "--tactics", "all", "--no-tables"]) == 0
@@ -464,7 +641,8 @@ def test_all_tactics_write_the_tuning_table(
     assert cli.main(["bench", "rms_norm", "--tactics", "all"]) == 0
     (path,) = tmp_path.rglob("*.json")
     assert f"wrote {path}" in capsys.readouterr().err.replace("\n", "")
-    assert op.choose(binding, replace(H200, gpu="NVIDIA Test")).kernel is kernel
+    assert op.choose(binding, gpu.architecture).kernel is kernel
+    assert [one.chosen for one in rows] == [False, True, False]  # what a plain call runs from now on
     fake_bench["run"] = Run({}, {}, [row(op=op.name, case="no such case")])
     assert cli.main(["bench", "rms_norm", "--tactics", "all"]) == 1
     assert "no tuning table of trtforge::rms_norm" in capsys.readouterr().err

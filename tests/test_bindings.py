@@ -165,6 +165,14 @@ def test_a_report_without_resources_is_an_error() -> None:
         report_resources("nothing here", "k")
 
 
+def test_serialized_products_are_a_warning() -> None:
+    log = """ptxas info    : (C7511) Potential Performance Loss: wgmma.mma_async instructions are serialized in 'k'
+    ptxas info    : Compiling entry function 'k' for 'sm_90a'
+    ptxas info    : Used 58 registers, used 0 barriers"""
+    assert [line[:21] for line in report_resources(log, "k").warnings] == ["ptxas info    : (C751"]
+    assert not report_resources(log.split("\n", 1)[1], "k").warnings
+
+
 def test_occupancy_follows_the_limits() -> None:
     hopper = architecture("sm_90a")
     assert hopper.occupancy(256, 32, 0) == (8, "warps")

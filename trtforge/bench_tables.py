@@ -12,23 +12,48 @@ from trtforge.harness.measurement import Measurement, Run, chosen_of
 from trtforge.harness.regressions import ratios
 
 #: More problems than this are told in one line each.
-_WHOLE_TABLES = 12
+WHOLE_TABLES = 12
+#: Cases that --verbose names as the slowest to measure.
+_SLOWEST = 10
 _DIGITS_FROM = 100.0
 
 
 def tables(out: Console, found: Run) -> None:
     """A table per problem; of many problems a table per op with one line each; then the ceilings and absent peers."""
-    problems = list(found.problems().values())
-    if len(problems) <= _WHOLE_TABLES:
+    whole = len(found.problems()) <= WHOLE_TABLES
+    for name in dict.fromkeys(row.op for row in found.rows):
+        op_tables(out, found, name, whole)
+    closing(out, found, whole)
+
+
+def op_tables(out: Console, found: Run, name: str, whole: bool) -> None:
+    """The tables of one op: one per problem when ``whole``, else a line each."""
+    problems = [rows for rows in found.problems().values() if rows[0].op == name]
+    if whole:
         for rows in problems:
             out.print(_whole(rows))
-    else:
-        for name in dict.fromkeys(rows[0].op for rows in problems):
-            out.print(_summary(name, [rows for rows in problems if rows[0].op == name]))
+    elif problems:
+        out.print(_summary(name, problems))
+
+
+def closing(out: Console, found: Run, whole: bool) -> None:
+    """What is said once: ceilings, where the time went, and unless it has been told ``whole`` who has no time."""
+    if not whole:
         _missing(out, found)
     told = "  ".join(f"{name} {value:g}" for name, value in found.ceilings.items())
     out.print(f"ceilings of this run: {told or 'not measured'}", markup=False)
     out.print("ratio: the contender's time over that of the kernel that a plain call runs; above 1 ours is faster")
+
+
+def seconds(out: Console, found: Run) -> None:
+    """Where the time of the run went, by phase, and the cases that took longest."""
+    spent = dict(found.about.get("seconds") or {})
+    cases = spent.pop("cases", [])
+    out.print("seconds: " + "  ".join(f"{name} {value:.1f}" for name, value in spent.items()), markup=False)
+    phases = [({k: v for k, v in one.items() if isinstance(v, float)}, one["case"]) for one in cases]
+    for parts, name in sorted(phases, key=lambda item: -sum(item[0].values()))[:_SLOWEST]:
+        told = "  ".join(f"{k} {v:.2f}" for k, v in sorted(parts.items(), key=lambda item: -item[1]))
+        out.print(f"  {sum(parts.values()):.1f} s  {name}: {told}", markup=False)
 
 
 def _whole(rows: Sequence[Measurement]) -> Table:

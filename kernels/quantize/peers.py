@@ -13,6 +13,8 @@ from trtforge.kernels import Op
 from trtforge.kernels.quantize.granularity import BLOCK, Granularity
 from trtforge.kernels.quantize.reference import QMAX, SMALLEST_SCALE
 
+#: A plain number: torch.compile does not trace NumPy's scalars in one graph.
+_SMALLEST_SCALE = float(SMALLEST_SCALE)
 #: A part of quantization per tile or tensor: rows of whole tiles.
 _PART_ROWS = 2 * BLOCK
 
@@ -33,7 +35,7 @@ def both(op: Op, fn: Callable[..., Any], blocks: bool = False) -> None:
 
 def scale_from(largest: Any, to: str) -> Any:
     """max(largest / qmax, 2^-126) in float32."""
-    return (largest.float() / QMAX[to]).clamp_min(float(SMALLEST_SCALE))
+    return (largest.float() / QMAX[to]).clamp_min(_SMALLEST_SCALE)
 
 
 def codes(quotient: Any, to: str) -> Any:

@@ -71,15 +71,18 @@ def _packaged_headers(component: str) -> str | None:
         return None
 
 
-def included_files(path: Path, search: Sequence[Path]) -> dict[Path, str]:
-    """The file and every header that it includes in quotes, recursively, with their text."""
+def included_files(path: Path, search: Sequence[Path], text: str | None = None) -> dict[Path, str]:
+    """The file and every header that it includes in quotes, recursively, with their text.
+
+    ``text``: the file's content where there is no such file.
+    """
     files: dict[Path, str] = {}
     pending = [path.resolve()]
     while pending:
         current = pending.pop()
         if current in files:
             continue
-        files[current] = current.read_text()
+        files[current] = text if text is not None and not files else current.read_text()
         for name in _QUOTED_INCLUDE.findall(files[current]):
             for folder in (current.parent, *search):
                 candidate = (folder / name).resolve()
@@ -95,17 +98,19 @@ def compile_cuda(
     arch: str,
     defines: Mapping[str, str] | None = None,
     include: Sequence[str | Path] = (),
+    text: str | None = None,
 ) -> Binary:
     """Compile one kernel of a CUDA C++ file.
 
-    ``arch``: "sm_90a" …; ``defines``: macros; ``include``: folders searched before CUDA's own. The result comes from
-    the cache when source, headers, flags, architecture and compiler are unchanged. Raises CompileError with the
-    compiler's lines, each naming the file and line.
+    ``arch``: "sm_90a" …; ``defines``: macros; ``include``: folders searched before CUDA's own; ``text``: generated
+    source instead of a file's, as if it lay at ``path``. The result comes from the cache when source, headers, flags,
+    architecture and compiler are unchanged. Raises CompileError with the compiler's lines, each naming the file and
+    line.
     """
     path = Path(path).resolve()
     folders = [path.parent, *(Path(folder).resolve() for folder in include)]
     try:
-        files = included_files(path, folders)
+        files = included_files(path, folders, text)
     except OSError as error:
         raise CompileError(f"cannot read {path}: {error}") from error
     options = [

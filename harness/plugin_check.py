@@ -26,6 +26,7 @@ from trtforge.harness.jobs import Job
 from trtforge.kernels.binding import Binding
 from trtforge.kernels.compile import compile_kernel
 from trtforge.kernels.contract import Case
+from trtforge.kernels.embedded import launch_of
 from trtforge.kernels.op import Choice, Kernel, Op
 from trtforge.kernels.plan import geometry
 from trtforge.plugins import tactics
@@ -162,10 +163,10 @@ def drive(job: Job, kernel: Kernel, case: Case, binding: Binding) -> Driven:
         raise DeclarationError(f"{kernel}: PREFER_AOT gave a JIT plugin")
     code = hosted.engine_kernel(tactic)
     _check_code(kernel, job.tactic, binding, target, code)
-    binary = compile_kernel(kernel, binding, job.tactic, target)
+    binary = compile_kernel(kernel, binding, job.tactic, target, embedded=True)
     for shapes in samples:
         bound = _bound(binding, op, shapes)
-        direct = geometry(kernel, bound, kernel.launch(bound, job.tactic, target), binary)
+        direct = geometry(kernel, bound, launch_of(kernel.launch(bound, job.tactic, target), target), binary)
         _expect(kernel, f"launch parameters for {shapes}", code.geometry(shapes), direct)
     note = f"driven by the plugin host over NVIDIA's layer {version}; launch parameters equal for {len(samples)} shapes"
     return Driven(hosted, tactic, code, note, {**details, "code_bytes": len(code.code)})
@@ -181,12 +182,12 @@ def _expect(kernel: Kernel, what: str, found: Any, wanted: Any) -> None:
 
 
 def _check_code(kernel: Kernel, tactic: int, binding: Binding, target: Architecture, code: EngineKernel) -> None:
-    """The embedded code is the direct launch's, and takes what TensorRT passes and nothing else."""
-    binary = compile_kernel(kernel, binding, tactic, target)
+    """The embedded code is the direct launch's, or its form for engines, and takes what TensorRT passes."""
+    binary = compile_kernel(kernel, binding, tactic, target, embedded=True)
     direct = embed(str(kernel), binary)
     text = code.code.decode()
     if (code.entry, text) != (direct.entry, direct.ptx):
-        raise DeclarationError(f"{kernel} as a plugin: the embedded code is not the code of a direct launch")
+        raise DeclarationError(f"{kernel} as a plugin: the embedded code is not the code of the declared kernel")
     wanted = [Parameter("pointer", 8)] * len(binding.inputs)
     wanted += [Parameter("int32", 4)] * len(code.scalars)
     wanted += [Parameter("pointer", 8)] * len(binding.outputs)
@@ -265,7 +266,7 @@ def launcher(driven: Driven, binding: Binding) -> Callable[[Sequence[int], int],
     from trtforge.bindings.launch import Launcher
 
     choice = tactics.entry(hosted.spec.op, driven.tactic)
-    direct = compile_kernel(choice.kernel, binding, choice.tactic, hosted.target)
+    direct = compile_kernel(choice.kernel, binding, choice.tactic, hosted.target, embedded=True)
     image = code.code if code.code.endswith(b"\0") else code.code + b"\0"  # the driver reads PTX as a C string
     embedded = replace(direct, cubin=image, entry=code.entry, metadata={}, key=key_of({"embedded": code.code.hex()}))
     return Launcher(embedded, inputs=len(binding.inputs), outputs=len(binding.outputs), **code.geometry(shapes))

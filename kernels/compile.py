@@ -22,6 +22,7 @@ from trtforge.bindings.triton_compiler import compile_triton
 from trtforge.kernels.binding import Binding
 from trtforge.kernels.contract import Launch
 from trtforge.kernels.dims import constant_value
+from trtforge.kernels.embedded import Form, form_of, launch_of, needed
 from trtforge.kernels.op import Kernel
 from trtforge.kernels.registry import import_file
 
@@ -89,25 +90,42 @@ def defines_of(kernel: Kernel, binding: Binding, constants: dict[str, Any]) -> d
     return defines
 
 
-def compile_kernel(kernel: Kernel, binding: Binding, tactic: int, target: Architecture) -> Binary:
+def compile_kernel(
+    kernel: Kernel, binding: Binding, tactic: int, target: Architecture, *, embedded: bool = False
+) -> Binary:
     """Compile one kernel for one call and target, and hold its parameter list against the declaration.
 
-    Raises CompileError (the compiler's lines) or DeclarationError (parameters that do not match).
+    ``embedded``: in the form that an engine can keep (:mod:`trtforge.kernels.embedded`), which is the kernel as it
+    stands unless it takes tensor maps or is launched in clusters. Raises CompileError (the compiler's lines) or
+    DeclarationError (parameters that do not match).
     """
     launch = kernel.launch(binding, tactic, target)
     constants = constants_of(kernel, binding, tactic, launch)
     if kernel.language == "cuda":
+        form = embedded_form(kernel, binding, launch) if embedded else None
         binary = compile_cuda(
-            kernel.source.path,
-            kernel.source.entry,
+            kernel.source.path if form is None else embedded_path(kernel),
+            kernel.source.entry if form is None else form.entry,
             target.name,
             defines_of(kernel, binding, constants),
             include=(KERNELS,),
+            text=None if form is None else form.text,
         )
+        launch = launch_of(launch, target) if embedded else launch
     else:
         binary = _compile_triton(kernel, binding, tactic, target, launch, constants)
     verify_parameters(kernel, binding, launch, binary)
     return binary
+
+
+def embedded_form(kernel: Kernel, binding: Binding, launch: Launch) -> Form | None:
+    """The generated source of a kernel that an engine cannot keep as it stands, else None."""
+    return form_of(kernel, binding, launch) if needed(launch) else None
+
+
+def embedded_path(kernel: Kernel) -> Path:
+    """Where the generated source would lie if it were a file: beside the kernel."""
+    return kernel.source.path.with_name(f"{kernel.source.path.stem}_embedded.cu")
 
 
 def _module_at(path: Path) -> Any:

@@ -2,6 +2,7 @@
 
 An AOT plugin embeds machine code in the engine; TensorRT computes grid, block, dynamic shared memory and int32
 scalars from symbolic shapes and passes nothing else (TensorRT documentation, "Quickly Deployable Plugins", AOT).
+Kernels with tensor maps or clusters are embedded in another form (:mod:`trtforge.kernels.embedded`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 from trtforge.bindings.architectures import INSPECTED, Architecture, architecture
 from trtforge.bindings.errors import DeclarationError, ForgeError
+from trtforge.kernels import embedded
 from trtforge.kernels.binding import Binding
 from trtforge.kernels.contract import Launch
 from trtforge.kernels.dims import INTEGER_OPERATIONS, IntLike, free_symbols, lower
@@ -30,15 +32,6 @@ class Eligibility:
     aot: bool
     reason: str = ""
     static: tuple[str, ...] = ()
-
-
-def launch_obstacle(kernel: Kernel, tactic: int, launch: Launch) -> str | None:
-    """What this launch asks for that an engine cannot give to embedded code, or None."""
-    if launch.tensor_maps:
-        return "it takes TMA tensor maps that the host builds"
-    if launch.cluster is not None or kernel.tactics[tactic].get("num_ctas", 1) > 1:
-        return "it is launched in clusters, which an engine's launch parameters do not have"
-    return None
 
 
 def launch_expressions(launch: Launch) -> tuple[IntLike, ...]:
@@ -94,9 +87,10 @@ def aot_eligibility(kernel: Kernel) -> Eligibility:
             continue
         try:
             launch = kernel.launch(binding.symbolic(), tactic, target)
-            obstacle = launch_obstacle(kernel, tactic, launch)
+            obstacle = embedded.obstacle(kernel, tactic, launch)
             if obstacle is None:
-                return Eligibility(True, updates_in_place(kernel.op), tuple(sorted(static_symbols(launch))))
+                needed = static_symbols(embedded.launch_of(launch, target))
+                return Eligibility(True, updates_in_place(kernel.op), tuple(sorted(needed)))
             reason = obstacle
         except ForgeError as error:
             reason = f"its geometry cannot be written over symbolic dimensions: {error}"

@@ -26,6 +26,7 @@ from trtforge.bindings.errors import ContractError, DeclarationError, ForgeError
 from trtforge.kernels import registry
 from trtforge.kernels.compile import compile_kernel
 from trtforge.kernels.contract import Launch
+from trtforge.kernels.embedded import launch_of
 from trtforge.kernels.op import Op
 from trtforge.plugins import jit, tactics
 from trtforge.plugins.embed import Embedded, embed
@@ -256,7 +257,7 @@ def _tactics_for(
 
 def embedded(choice: Any, call: SymbolicCall, target: Architecture) -> Embedded:
     """The code that an engine keeps for this tactic. Raises DeclarationError, CompileError."""
-    return embed(str(choice.kernel), compile_kernel(choice.kernel, call.binding, choice.tactic, target))
+    return embed(str(choice.kernel), compile_kernel(choice.kernel, call.binding, choice.tactic, target, embedded=True))
 
 
 def _embed(holder: Registered, *arguments: Any) -> tuple[str, str, Any, Any]:
@@ -269,9 +270,9 @@ def _embed(holder: Registered, *arguments: Any) -> tuple[str, str, Any, Any]:
     reason = tactics.refusal(choice, call.binding, ranges_of(call, descriptors), target, aot=True)
     if reason:
         raise DeclarationError(f"{choice.kernel} cannot be tactic {tactic} of {spec.plugin_id} here: it {reason}")
-    binary = compile_kernel(choice.kernel, call.binding, choice.tactic, target)
+    binary = compile_kernel(choice.kernel, call.binding, choice.tactic, target, embedded=True)
     code = embed(str(choice.kernel), binary)
-    launch = choice.kernel.launch(call.binding, choice.tactic, target)
+    launch = launch_of(choice.kernel.launch(call.binding, choice.tactic, target), target)
     block, shared = Launch.triple(launch.block), launch.shared
     if binary.language == "triton":
         block, shared = (_WARP_SIZE * binary.metadata["num_warps"], 1, 1), binary.metadata["shared"]

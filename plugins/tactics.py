@@ -17,11 +17,12 @@ from typing import Any
 
 from trtforge.bindings.architectures import Architecture
 from trtforge.bindings.errors import DeclarationError, ForgeError
+from trtforge.kernels import embedded
 from trtforge.kernels.binding import Binding
 from trtforge.kernels.contract import Launch, Names, call_by_name
 from trtforge.kernels.dims import evaluate, free_symbols, substitute
 from trtforge.kernels.op import Choice, Kernel, Op
-from trtforge.plugins.eligibility import launch_obstacle, static_symbols
+from trtforge.plugins.eligibility import static_symbols
 
 #: TensorRT's alignment of device tensors, bytes.
 ALIGNMENT = 256
@@ -91,9 +92,10 @@ def embedding_refusal(choice: Choice, binding: Binding, ranges: Ranges, target: 
     """Why this kernel's code cannot be embedded for a call with these static and symbolic dimensions, or None."""
     try:
         launch = choice.kernel.launch(binding, choice.tactic, target)
-        obstacle = launch_obstacle(choice.kernel, choice.tactic, launch)
+        obstacle = embedded.obstacle(choice.kernel, choice.tactic, launch)
         if obstacle:
             return f"{NOT_EMBEDDED}: {obstacle}"
+        launch = embedded.launch_of(launch, target)
         needed = static_symbols(launch)
     except ForgeError as error:
         return f"{NOT_EMBEDDED}: {error}"
@@ -162,5 +164,6 @@ def static_for(choice: Choice, binding: Binding, target: Architecture, aot: bool
         context["d"] = Names("dimension", binding.dims, seen)
         call_by_name(predicate, **context)
     if aot:
-        seen |= static_symbols(choice.kernel.launch(binding.symbolic(), choice.tactic, target))
+        launch = choice.kernel.launch(binding.symbolic(), choice.tactic, target)
+        seen |= static_symbols(embedded.launch_of(launch, target))
     return seen

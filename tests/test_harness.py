@@ -326,7 +326,7 @@ def test_list_says_which_kernels_can_be_aot_and_why_not() -> None:
     entries = {f"{e.op}/{e.kernel}": e for e in list_kernels()}
     assert entries["trtforge::rms_norm/cuda"].aot and entries["trtforge::rms_norm/cuda"].static == ("N",)
     hopper = entries["trtforge::flash_attention/sm90"]
-    assert not hopper.aot and "tensor maps that the host builds" in hopper.reason
+    assert hopper.aot and hopper.static == ("D",)
 
 
 # ---- the command line ------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import trt_double
 from trtforge.bindings.architectures import architecture
 from trtforge.harness import plugin_check, plugin_paths
 from trtforge.harness.measurement import Measurement, Run
-from trtforge.kernels import Case, registry
+from trtforge.kernels import Case, embedded, registry
 from trtforge.plugins import stand_ins
 
 SM90 = architecture("sm_90a")
@@ -48,7 +48,11 @@ def test_ways(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert ways("rms_norm", Case({"M": 16, "N": 512})) == [("direct", "cuda"), ("jit", "cuda"), ("aot", "cuda")]
     large = Case({"M": 4096, "N": 4096, "K": 4096})
-    assert ways("fused_gemm", large) == [("direct", "sm90"), ("jit", "sm90"), ("direct", "mma"), ("aot", "mma")]
+    assert ways("fused_gemm", large) == [("direct", "sm90"), ("jit", "sm90"), ("aot", "sm90")]
+    step = Case({"B": 1, "Hq": 4, "Hkv": 1, "Sq": 1, "Sk": 32768, "D": 128})
+    assert ways("flash_attention", step) == [("direct", "decode"), ("jit", "decode"), ("aot", "decode")]
+    monkeypatch.setattr(embedded, "obstacle", lambda kernel, *_: "it is the test's" if kernel.name == "sm90" else None)
+    assert ways("fused_gemm", large)[2:] in ([("direct", other), ("aot", other)] for other in ("mma", "sm90_split"))
 
 
 def test_table() -> None:

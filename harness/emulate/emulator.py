@@ -11,7 +11,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +23,10 @@ from trtforge.harness.emulate.reports import KernelFault, fault
 from trtforge.harness.emulate.toolchain import SANITIZERS, Program, build
 from trtforge.harness.emulate.translate import NotEmulated
 from trtforge.kernels.binding import Binding
-from trtforge.kernels.compile import KERNELS, constants_of, defines_of
+from trtforge.kernels.compile import KERNELS, constants_of, defines_of, embedded_form, embedded_path
 from trtforge.kernels.contract import Launch
 from trtforge.kernels.dims import evaluate
+from trtforge.kernels.embedded import launch_of
 from trtforge.kernels.op import Kernel
 from trtforge.kernels.plan import tensor_map_specs
 
@@ -63,9 +64,17 @@ def _triple(value: object) -> tuple[int, int, int]:
 
 
 def program_of(
-    kernel: Kernel, binding: Binding, tactic: int, target: Architecture, sanitize: str | None = None
+    kernel: Kernel,
+    binding: Binding,
+    tactic: int,
+    target: Architecture,
+    sanitize: str | None = None,
+    embedded: bool = False,
 ) -> Program:
-    """The kernel compiled for this machine, or taken from the cache; see :func:`.toolchain.build`."""
+    """The kernel compiled for this machine, or taken from the cache; see :func:`.toolchain.build`.
+
+    ``embedded``: in the form that an engine keeps (:mod:`trtforge.kernels.embedded`).
+    """
     if sanitize is not None and sanitize not in SANITIZERS:
         raise UsageError(f"sanitize is {sanitize!r}; accepted: None, {', '.join(SANITIZERS)}")
     if kernel.language != "cuda":
@@ -73,7 +82,11 @@ def program_of(
     launch = kernel.launch(binding, tactic, target)
     defines = defines_of(kernel, binding, constants_of(kernel, binding, tactic, launch))
     source = kernel.source
-    return build(source.path, source.entry, defines, (KERNELS,), target.cc * 10, sanitize)
+    form = embedded_form(kernel, binding, launch) if embedded else None
+    if form is None:
+        return build(source.path, source.entry, defines, (KERNELS,), target.cc * 10, sanitize)
+    path = embedded_path(kernel)
+    return build(path, form.entry, defines, (KERNELS,), target.cc * 10, sanitize, form.text)
 
 
 def _job(
@@ -108,14 +121,18 @@ def run(
     target: Architecture,
     sanitize: str | None = None,
     seed: int = 0,
+    embedded: bool = False,
 ) -> dict[str, np.ndarray]:
     """Run one CUDA kernel on the CPU as ``target`` would; returns its outputs.
 
-    ``sanitize``: None, "address", "undefined" or "thread". Raises NotEmulated for a kernel with a construct that the
-    emulation does not have, MissingDependencyError without a compiler, KernelFault for what was found.
+    ``sanitize``: None, "address", "undefined" or "thread"; ``embedded``: the form that an engine keeps. Raises
+    NotEmulated for a kernel with a construct that the emulation does not have, MissingDependencyError without a
+    compiler, KernelFault for what was found.
     """
-    program = program_of(kernel, binding, tactic, target, sanitize)
+    program = program_of(kernel, binding, tactic, target, sanitize, embedded)
     launch = kernel.launch(binding, tactic, target)
+    if embedded:  # clusters are an attribute of the code then, which is no matter of the emulated launch
+        launch = replace(launch_of(launch, target), cluster=launch.cluster)
     shapes = {name: tuple(int(s) for s in shape) for name, shape in binding.outputs.items()}
     kinds = {name: dtype(binding.dtypes[name]) for name in shapes}
     sizes = {name: int(np.prod(shape)) * kinds[name].itemsize for name, shape in shapes.items()}

@@ -40,7 +40,9 @@ _TABLE: list[tuple[str, str]] = [
     (r"sub\.(?:rn\.)?f16x2", "sub_f16x2"),
     (r"fma\.rn\.(f16x2|bf16x2)", r"fma_rn_\1"),
     (r"lop3\.b32", "lop3_b32"),
-    (r"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.(f16|bf16)\.\1\.f32", "mma_sync_m16n8k16<{element}>"),
+    (r"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.(f16|bf16)\.\1\.f32", "mma_sync_m16n8<{element}>"),
+    (r"mma\.sync\.aligned\.m16n8k32\.row\.col\.f32\.(e4m3|e5m2)\.\1\.f32", "mma_sync_m16n8<{element}>"),
+    (r"mma\.sync\.aligned\.m16n8k32\.row\.col\.s32\.(s8)\.\1\.s32", "mma_sync_m16n8<{element}>"),
     (
         r"wgmma\.mma_async\.sync\.aligned\.m64n(?P<n>\d+)k16\.f32\.(f16|bf16)\.\2",
         r"wgmma_mma_async<{element}, \g<n>>",
@@ -78,11 +80,22 @@ _TABLE: list[tuple[str, str]] = [
     (r"cp\.async\.bulk\.commit_group", "cp_async_bulk_commit_group"),
     (r"cp\.async\.bulk\.wait_group(?:\.read)?", "cp_async_bulk_wait_group"),
     (r"prefetch\.tensormap", "prefetch_tensormap"),
+    (r"cp\.async\.bulk\.prefetch\.tensor\.[1-5]d\.L2\.global(?:\.tile)?", "cp_async_bulk_prefetch_tensor"),
+    (r"tensormap\.replace\.tile\.(\w+)\.shared::cta\.b1024\.b(?:32|64)", r"tensormap_replace_\1"),
+    (
+        r"tensormap\.cp_fenceproxy\.global\.shared::cta\.tensormap::generic\.release\.\w+\.sync\.aligned",
+        "tensormap_cp_fenceproxy",
+    ),
+    (r"fence\.proxy\.tensormap::generic\.acquire\.\w+", "fence_proxy_tensormap_acquire"),
 ]
 _COMPILED = [(re.compile(pattern), function) for pattern, function in _TABLE]
 
 #: Special registers, and what reads them.
-SPECIAL_REGISTERS = {"cluster_ctarank": "sreg_cluster_ctarank()", "laneid": "sreg_laneid()"}
+SPECIAL_REGISTERS = {
+    "cluster_ctarank": "sreg_cluster_ctarank()",
+    "laneid": "sreg_laneid()",
+    "smid": "sreg_smid()",
+}
 
 
 def function_of(mnemonic: str) -> str | None:

@@ -152,9 +152,16 @@ def _first_errors(text: str) -> str:
 
 
 def build(
-    path: Path, entry: str, defines: Mapping[str, str], include: Sequence[Path], compute: int, sanitize: str | None
+    path: Path,
+    entry: str,
+    defines: Mapping[str, str],
+    include: Sequence[Path],
+    compute: int,
+    sanitize: str | None,
+    text: str | None = None,
 ) -> Program:
-    """The program of one kernel and one set of macros. ``compute``: what ``__CUDA_ARCH__`` says (900).
+    """The program of one kernel and one set of macros. ``compute``: what ``__CUDA_ARCH__`` says (900); ``text``:
+    generated source instead of a file's, as if it lay at ``path``.
 
     Raises NotEmulated naming the construct that is missing, MissingDependencyError without a compiler or a sanitizer's
     library, CompileError for anything else the compiler says.
@@ -167,7 +174,7 @@ def build(
         )
     folders = [path.parent, *include]
     try:
-        files = included_files(path, folders)
+        files = included_files(path, folders, text)
     except OSError as error:
         raise CompileError(f"cannot read {path}: {error}") from error
     key = kernel_cache.key_of(
@@ -187,7 +194,8 @@ def build(
         main = folder / "kernel.cpp"
         macros = {"__CUDA_ARCH__": f"{compute}", "__CUDACC__": "1", **defines}
         lines = ['#include "emulate.h"', *(f"#define {name} {value}" for name, value in macros.items())]
-        main.write_text("\n".join([*lines, f'#include "{path}"', f"EMULATE_MAIN({entry})", ""]))
+        kernel = f'#include "{path}"' if text is None else f'#line 1 "{path}"\n{text}'
+        main.write_text("\n".join([*lines, kernel, f"EMULATE_MAIN({entry})", ""]))
         search = [f"-I{folder}" for folder in (SOURCES, *folders)]
         shown = _run([compiler.path, STANDARD, *_sanitizer_options(sanitize), "-E", *search, main])
         if shown.returncode:

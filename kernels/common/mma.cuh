@@ -1,4 +1,4 @@
-// Warp-level tensor-core product m16n8k16 with float32 accumulation (sm_80+).
+// Warp-level tensor-core product m16n8k16 with float32 accumulation (sm_80+); of 8-bit elements: common/mma_8bit.cuh.
 //
 // Fragments, with g = lane / 4 and t = lane % 4 (two elements to a register, the lower column or row in the low half):
 //
@@ -37,5 +37,9 @@ __device__ __forceinline__ void mma_m16n8k16<__nv_bfloat16>(float (&d)[4], const
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+
+// d += a * b of 8-bit elements. T is int8_t or __nv_fp8_e4m3, see common/mma_8bit.cuh.
+template <typename T, typename Sum>
+__device__ __forceinline__ void mma_m16n8k32(Sum (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 
 }  // namespace forge

@@ -87,13 +87,13 @@ __device__ __forceinline__ float reciprocal(float x) {
 // x / scale for many x, without a division each: one reciprocal, then a product and one residual correction
 // (Markstein, "Computation of elementary functions on the IBM RISC System/6000 processor", 1990):
 //
-//   x' = x * exact power of two;  q = x' * r;  q + (x' - q * s') * r         with r = 1 / s', s' the scale brought near 1
+//   x' = x * exact power of two;  q = x' * r;  q - (q * s' - x') * r         with r = 1 / s', s' the scale brought near 1
 //
 // Every code that comes out equals the one of the correctly rounded quotient: for each of the 2^23 significands of a
 // scale and each rounding threshold of the formats above (odd multiples of a power of two, up to 255), every float32
 // within 6 units of scale * threshold was tried, 1.4e10 in all. Quotients of 2^17 and more saturate in every format:
-// they, infinities and NaN keep the plain product. A zero keeps its sign. Every float32 is accepted as scale and
-// behaves as in IEEE 754 division.
+// they, infinities and NaN keep the plain product. A zero keeps its sign: q * s' - x' of zeros is +0, and -0 is added.
+// Every float32 is accepted as scale and behaves as in IEEE 754 division.
 class Divisor {
   public:
     __device__ __forceinline__ explicit Divisor(float scale) {
@@ -108,14 +108,28 @@ class Divisor {
     __device__ __forceinline__ float divide(float x) const {
         const float scaled = __fmul_rn(x, factor_);
         const float product = __fmul_rn(scaled, reciprocal_);
-        const float residual = __fmaf_rn(-product, divisor_, scaled);
-        const float corrected = __fmaf_rn(residual, reciprocal_, product);
-        const float quotient = fabsf(product) < 0x1p17f ? corrected : product;
-        return __uint_as_float(__float_as_uint(quotient) | (__float_as_uint(scaled) & 0x80000000u));
+        const float excess = __fmaf_rn(product, divisor_, -scaled);
+        const float corrected = __fmaf_rn(excess, -reciprocal_, product);
+        return fabsf(product) < 0x1p17f ? corrected : product;
     }
 
-  private:
+  protected:
     float divisor_, reciprocal_, factor_;
+};
+
+// The same for a scale that was taken from the data (see scale_of): no quotient but those of infinities and NaN
+// reaches 2^17. An infinity's excess is NaN, of which fmaxf makes a number too small to come from anything else; what
+// it is multiplied by and added to the infinity leaves it as it is.
+class OwnDivisor : Divisor {
+  public:
+    __device__ __forceinline__ explicit OwnDivisor(float scale) : Divisor(scale) {}
+
+    __device__ __forceinline__ float divide(float x) const {
+        const float scaled = __fmul_rn(x, factor_);
+        const float product = __fmul_rn(scaled, reciprocal_);
+        const float excess = fmaxf(__fmaf_rn(product, divisor_, -scaled), -0x1p96f);
+        return __fmaf_rn(excess, -reciprocal_, product);
+    }
 };
 
 // Round to nearest even with saturation in integer and float32 arithmetic, for architectures without the instruction.
@@ -171,7 +185,9 @@ __device__ __forceinline__ unsigned encode<signed char>(float value) {
 // Four codes in 32 bits, the first one lowest.
 template <class Code>
 __device__ __forceinline__ unsigned encode4(float a, float b, float c, float d) {
-    return encode2<Code>(a, b) | encode2<Code>(c, d) << 16;
+    const ushort2 pairs = make_ushort2(static_cast<unsigned short>(encode2<Code>(a, b)),
+                                       static_cast<unsigned short>(encode2<Code>(c, d)));  // not |: cvt merges halves
+    return *reinterpret_cast<const unsigned*>(&pairs);
 }
 
 // Two 4-bit codes in the low 8 bits, the first one in the low nibble.

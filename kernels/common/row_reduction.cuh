@@ -46,26 +46,30 @@ class RowReduction {
     }
 
     // Every thread of the CTA must call it.
-    __device__ __forceinline__ void sum_and_max(float& sum, unsigned& largest) {
-        constexpr int kWidth = RowThreads < kWarp ? RowThreads : kWarp;
-        sum = warp_sum<kWidth>(sum);
-        largest = warp_max<kWidth>(largest);
-        if constexpr (!kInWarp) exchange(sum, largest);
-    }
+    __device__ __forceinline__ void sum_and_max(float& sum, unsigned& largest) { reduce<true, true>(sum, largest); }
 
     __device__ __forceinline__ float sum(float value) {
         unsigned unused = 0u;
-        sum_and_max(value, unused);
+        reduce<true, false>(value, unused);
         return value;
     }
 
     __device__ __forceinline__ unsigned max(unsigned value) {
         float unused = 0.0f;
-        sum_and_max(unused, value);
+        reduce<false, true>(unused, value);
         return value;
     }
 
   private:
+    template <bool Sum, bool Max>
+    __device__ __forceinline__ void reduce(float& sum, unsigned& largest) {
+        constexpr int kWidth = RowThreads < kWarp ? RowThreads : kWarp;
+        if constexpr (Sum) sum = warp_sum<kWidth>(sum);
+        if constexpr (Max) largest = warp_max<kWidth>(largest);
+        if constexpr (!kInWarp) exchange<Sum, Max>(sum, largest);
+    }
+
+    template <bool Sum, bool Max>
     __device__ __forceinline__ void exchange(float& sum, unsigned& largest) {
         const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
         uint2* const slots = slots_.at[phase_];
@@ -85,8 +89,8 @@ class RowReduction {
         const uint2* const mine = slots + warp / kRowWarps * kRowWarps;
         if constexpr (kSlots <= kWarp) {
             const uint2 part = mine[lane % kSlots];
-            sum = warp_sum<kSlots>(__uint_as_float(part.x));
-            largest = warp_max<kWarp>(part.y);
+            if constexpr (Sum) sum = warp_sum<kSlots>(__uint_as_float(part.x));
+            if constexpr (Max) largest = warp_max<kWarp>(part.y);
         } else {
             float total = 0.0f;
             unsigned most = 0u;
@@ -96,8 +100,8 @@ class RowReduction {
                 total += __uint_as_float(part.x);
                 most = part.y > most ? part.y : most;
             }
-            sum = warp_sum<kWarp>(total);
-            largest = warp_max<kWarp>(most);
+            if constexpr (Sum) sum = warp_sum<kWarp>(total);
+            if constexpr (Max) largest = warp_max<kWarp>(most);
         }
     }
 

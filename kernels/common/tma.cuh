@@ -15,10 +15,17 @@
 
 namespace forge {
 
-// The opaque 128-byte descriptor that the host encodes; passed as `const __grid_constant__ tensor_map`.
+// The opaque 128-byte descriptor that the host encodes; passed as `const __grid_constant__ tensor_map`. Where kernels
+// build their descriptors themselves (tensor_map_device.cuh), it says where that lies.
+#if TENSOR_MAPS_ON_DEVICE
+struct tensor_map {
+    const void* descriptor;
+};
+#else
 struct alignas(64) tensor_map {
     unsigned char opaque[128];
 };
+#endif
 
 // L2 eviction policies, as createpolicy encodes them.
 enum class l2_hint : uint64_t {
@@ -28,11 +35,22 @@ enum class l2_hint : uint64_t {
 };
 
 __device__ __forceinline__ uint64_t tensor_map_address(const tensor_map* map) {
+#if TENSOR_MAPS_ON_DEVICE
+    return reinterpret_cast<uint64_t>(map->descriptor);
+#else
     return reinterpret_cast<uint64_t>(map);
+#endif
 }
 
 __device__ __forceinline__ void tma_prefetch_descriptor(const tensor_map* map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(tensor_map_address(map)) : "memory");
+}
+
+// The box into L2 only.
+__device__ __forceinline__ void tma_prefetch_2d(const tensor_map* map, int c0, int c1) {
+    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(tensor_map_address(map)),
+                 "r"(c0), "r"(c1)
+                 : "memory");
 }
 
 // ---- loads: global -> shared, completing on the mbarrier `bar` ---------------------------------------------------

@@ -36,3 +36,4 @@ inline __nv_bfloat162 __float22bfloat162_rn(float2 pair) { return {__nv_bfloat16
 inline float2 __bfloat1622float2(__nv_bfloat162 pair) { return {pair.x, pair.y}; }
 
 EMULATE_HALF_ARITHMETIC(__nv_bfloat16)
+EMULATE_PAIR_ARITHMETIC(__nv_bfloat162)

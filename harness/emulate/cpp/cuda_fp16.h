@@ -66,4 +66,10 @@ inline float __high2float(__half2 pair) { return pair.y; }
     inline T __hmax(T a, T b) { return __hisnan(a) ? b : __hisnan(b) ? a : a < b ? b : a; }                          \
     inline T __hmin(T a, T b) { return __hisnan(a) ? b : __hisnan(b) ? a : b < a ? b : a; }
 
+#define EMULATE_PAIR_ARITHMETIC(PAIR)                                                                                \
+    inline PAIR __habs2(PAIR a) { return {__habs(a.x), __habs(a.y)}; }                                               \
+    inline PAIR __hmax2(PAIR a, PAIR b) { return {__hmax(a.x, b.x), __hmax(a.y, b.y)}; }                             \
+    inline PAIR __hmin2(PAIR a, PAIR b) { return {__hmin(a.x, b.x), __hmin(a.y, b.y)}; }
+
 EMULATE_HALF_ARITHMETIC(__half)
+EMULATE_PAIR_ARITHMETIC(__half2)

@@ -111,6 +111,7 @@ void setp_eq(bool& p, A a, B b) { p = a == static_cast<A>(b); }
 
 inline std::uint32_t sreg_cluster_ctarank() { return cluster_rank(); }
 inline std::uint32_t sreg_laneid() { return lane_index(); }
+inline std::uint32_t sreg_smid() { return multiprocessor(); }
 
 // ---- shared memory --------------------------------------------------------------------------------------------------
 
@@ -166,10 +167,14 @@ inline void movmatrix_trans(std::uint32_t& d, std::uint32_t a, Location here = E
 // ---- tensor cores ---------------------------------------------------------------------------------------------------
 
 template <Element TYPE, class D, class C>
-void mma_sync_m16n8k16(const std::array<D*, 4>& d, const std::array<const std::uint32_t*, 4>& a,
-                       const std::array<const std::uint32_t*, 2>& b, const std::array<C*, 4>& c,
-                       Location here = EMULATE_HERE) {
-    mma_m16n8k16(TYPE, d.data(), a.data(), b.data(), c.data(), here);
+void mma_sync_m16n8(const std::array<D*, 4>& d, const std::array<const std::uint32_t*, 4>& a,
+                    const std::array<const std::uint32_t*, 2>& b, const std::array<C*, 4>& c,
+                    Location here = EMULATE_HERE) {
+    std::array<float*, 4> to;  // of s8 the product reads and writes integers there
+    std::array<const float*, 4> from;
+    for (int i = 0; i < 4; ++i) to[i] = reinterpret_cast<float*>(d[i]);
+    for (int i = 0; i < 4; ++i) from[i] = reinterpret_cast<const float*>(c[i]);
+    mma_m16n8(TYPE, to.data(), a.data(), b.data(), from.data(), here);
 }
 
 template <Element TYPE, int N>
@@ -195,6 +200,18 @@ void wgmma_mma_async(const std::array<float*, N / 2>& d, const std::array<const 
                      bool scale_d, int scale_a, int scale_b, int transposed_b, Location here = EMULATE_HERE) {
     if (scale_a != 1 || scale_b != 1) fail("not emulated", "wgmma with negated operands");
     wgmma(TYPE, N, d.data(), a.data(), 0, b, scale_d, 0, transposed_b, here);
+}
+template <Element TYPE, int N>
+void wgmma_mma_async(const std::array<float*, N / 2>& d, const std::array<const std::uint32_t*, 4>& a, std::uint64_t b,
+                     bool scale_d, int scale_a, int scale_b, Location here = EMULATE_HERE) {
+    wgmma_mma_async<TYPE, N>(d, a, b, scale_d, scale_a, scale_b, 0, here);
+}
+template <Element TYPE, int N>
+void wgmma_mma_async(const std::array<std::int32_t*, N / 2>& d, const std::array<const std::uint32_t*, 4>& a,
+                     std::uint64_t b, bool scale_d, Location here = EMULATE_HERE) {
+    std::array<float*, N / 2> places;
+    for (int i = 0; i < N / 2; ++i) places[i] = reinterpret_cast<float*>(d[i]);
+    wgmma(TYPE, N, places.data(), a.data(), 0, b, scale_d, 0, 0, here);
 }
 inline void wgmma_fence(Location here = EMULATE_HERE) { emulate::wgmma_fence(here); }
 inline void wgmma_commit_group(Location here = EMULATE_HERE) { wgmma_commit(here); }
@@ -269,5 +286,39 @@ void cp_async_bulk_tensor_store(std::uint64_t map, const std::array<const std::u
 inline void cp_async_bulk_commit_group() { tensor_store_commit(); }
 inline void cp_async_bulk_wait_group(unsigned pending) { tensor_store_wait(pending); }
 inline void prefetch_tensormap(std::uint64_t) {}
+template <std::size_t N>
+void cp_async_bulk_prefetch_tensor(std::uint64_t, const std::array<const std::uint32_t*, N>&) {}
+
+// ---- tensor maps that a kernel builds -------------------------------------------------------------------------------
+
+#define EMULATE_MAP_FIELD(NAME)                                                                     \
+    inline void tensormap_replace_##NAME(std::uint32_t map, std::uint64_t value,                    \
+                                         Location here = EMULATE_HERE) {                            \
+        map_replace(map, MapField::NAME, 0, value, here);                                           \
+    }
+#define EMULATE_MAP_DIMENSION(NAME)                                                                 \
+    inline void tensormap_replace_##NAME(std::uint32_t map, int dimension, std::uint64_t value,     \
+                                         Location here = EMULATE_HERE) {                            \
+        map_replace(map, MapField::NAME, dimension, value, here);                                   \
+    }
+EMULATE_MAP_FIELD(global_address)
+EMULATE_MAP_FIELD(rank)
+EMULATE_MAP_FIELD(elemtype)
+EMULATE_MAP_FIELD(interleave_layout)
+EMULATE_MAP_FIELD(swizzle_mode)
+EMULATE_MAP_FIELD(fill_mode)
+EMULATE_MAP_DIMENSION(global_dim)
+EMULATE_MAP_DIMENSION(global_stride)
+EMULATE_MAP_DIMENSION(box_dim)
+EMULATE_MAP_DIMENSION(element_stride)
+#undef EMULATE_MAP_FIELD
+#undef EMULATE_MAP_DIMENSION
+
+inline void tensormap_cp_fenceproxy(std::uint64_t to, std::uint32_t map, unsigned, Location here = EMULATE_HERE) {
+    warp_barrier(0xffffffffu, here);
+    if (lane_index() == 0) map_publish(reinterpret_cast<void*>(to), map, here);
+    warp_barrier(0xffffffffu, here);
+}
+inline void fence_proxy_tensormap_acquire(std::uint64_t, unsigned) {}
 
 }  // namespace emulate::ptx

@@ -59,6 +59,7 @@ void cluster_wait(Location where);
 unsigned cluster_rank();
 bool elect(unsigned mask, Location where);
 unsigned lane_index();
+unsigned multiprocessor();
 
 enum class Shuffle { index, up, down, exclusive_or };
 std::uint64_t shuffle(Shuffle kind, unsigned mask, std::uint64_t value, int operand, int width, Location where);
@@ -80,8 +81,8 @@ void matrix_store(const std::uint32_t* const* registers, int matrices, bool tran
                   Location where);
 
 enum class Element { f16, bf16, e4m3, e5m2, s8 };  // e4m3 and after: one byte
-void mma_m16n8k16(Element type, float* const* d, const std::uint32_t* const* a, const std::uint32_t* const* b,
-                  const float* const* c, Location where);
+void mma_m16n8(Element type, float* const* d, const std::uint32_t* const* a, const std::uint32_t* const* b,
+               const float* const* c, Location where);
 
 void wgmma(Element type, int n, float* const* d, const std::uint32_t* const* a, std::uint64_t a_descriptor,
            std::uint64_t b_descriptor, bool accumulate, int a_transposed, int b_transposed, Location where);
@@ -97,6 +98,14 @@ bool mbarrier_wait(std::uint32_t barrier, std::uint32_t parity, Location where);
 void tensor_load(std::uint32_t to, const void* map, std::uint32_t barrier, const int* coordinates, int rank,
                  unsigned ctas, Location where);
 void tensor_store(const void* map, std::uint32_t from, const int* coordinates, int rank, Location where);
+// Fields of tensormap.replace; those from global_dim on have one value for each dimension.
+enum class MapField {
+    global_address, rank, elemtype, interleave_layout, swizzle_mode, fill_mode,
+    global_dim, global_stride, box_dim, element_stride
+};
+void map_replace(std::uint32_t map, MapField field, int dimension, std::uint64_t value, Location where);
+void map_publish(void* to, std::uint32_t map, Location where);
+
 void tensor_store_commit();
 void tensor_store_wait(unsigned pending);
 

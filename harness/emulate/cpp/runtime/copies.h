@@ -119,6 +119,7 @@ struct Map {
     std::int64_t shape[5], strides[5];  // in elements, innermost first
     std::int32_t box[5];
     std::int16_t rank, element_bytes, swizzle, magic;
+    std::uint64_t given;  // of a map in the making: the fields that have a value (tensor_maps.h)
 };
 static_assert(sizeof(Map) <= 128);
 constexpr std::int16_t MAP_MAGIC = 0x7f0e;

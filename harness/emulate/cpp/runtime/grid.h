@@ -1,7 +1,7 @@
 // Running a grid: clusters one after the other in a shuffled order, their threads by the scheduler.
 #pragma once
 
-#include "copies.h"
+#include "tensor_maps.h"
 
 uint3 threadIdx, blockIdx, blockDim, gridDim;
 

@@ -102,20 +102,23 @@ struct LaneProduct {
     const float* const* c;
 };
 
-void mma_m16n8k16(Element type, float* const* d, const std::uint32_t* const* a, const std::uint32_t* const* b,
-                  const float* const* c, Location where) {
+// m16n8k16, or m16n8k32 of 8-bit elements: a register has two or four of them.
+void mma_m16n8(Element type, float* const* d, const std::uint32_t* const* a, const std::uint32_t* const* b,
+               const float* const* c, Location where) {
     LaneProduct mine{d, a, b, c};
     together("mma.sync", WARP, 0xffffffffu, &mine, where, [=](const std::vector<void*>& lanes) {
-        float left[16][16], right[16][8];
+        const int held = 4 / bytes_of(type), shift = 32 / held;
+        float left[16][32], right[32][8];
         for (int lane = 0; lane < static_cast<int>(WARP); ++lane) {
             if (lanes[lane] == nullptr) fail("warp", "mma.sync needs a whole warp%s", at(where).c_str());
             const auto& part = *static_cast<LaneProduct*>(lanes[lane]);
-            const int group = lane / 4, pair = 2 * (lane % 4);
-            for (int e = 0; e < 2; ++e) {
+            const int group = lane / 4, first = held * (lane % 4);
+            for (int e = 0; e < held; ++e) {
+                const auto element = [&](std::uint32_t word) { return float_of(type, word >> (shift * e)); };
                 for (int i = 0; i < 4; ++i) {
-                    left[group + 8 * (i & 1)][pair + 8 * (i >> 1) + e] = float_of(type, *part.a[i] >> (16 * e));
+                    left[group + 8 * (i & 1)][first + 4 * held * (i >> 1) + e] = element(*part.a[i]);
                 }
-                for (int i = 0; i < 2; ++i) right[pair + 8 * i + e][group] = float_of(type, *part.b[i] >> (16 * e));
+                for (int i = 0; i < 2; ++i) right[first + 4 * held * i + e][group] = element(*part.b[i]);
             }
         }
         for (int lane = 0; lane < static_cast<int>(WARP); ++lane) {
@@ -124,8 +127,15 @@ void mma_m16n8k16(Element type, float* const* d, const std::uint32_t* const* a, 
             for (int i = 0; i < 4; ++i) {
                 const int row = lane / 4 + 8 * (i >> 1), column = 2 * (lane % 4) + (i & 1);
                 sums[i] = 0.0f;
-                for (int k = 0; k < 16; ++k) sums[i] += left[row][k] * right[k][column];
-                sums[i] += *part.c[i];
+                for (int k = 0; k < 8 * held; ++k) sums[i] += left[row][k] * right[k][column];
+                if (type == Element::s8) {  // places for integers; the sum of 32 products is exact in float32
+                    std::int32_t sum;
+                    std::memcpy(&sum, part.c[i], sizeof(sum));
+                    sum += static_cast<std::int32_t>(sums[i]);
+                    std::memcpy(&sums[i], &sum, sizeof(sum));
+                } else {
+                    sums[i] += *part.c[i];
+                }
             }
             for (int i = 0; i < 4; ++i) *part.d[i] = sums[i];
         }
@@ -216,11 +226,13 @@ inline void multiply(Cta& cta, Element type, int n, const WarpgroupProduct& prod
             }
         }
     } else {
+        const int held = depth / 8;  // elements of a register: two, or four of 8 bits
         for (int thread = 0; thread < 128; ++thread) {
-            for (int i = 0; i < 8; ++i) {
-                const int row = thread / 32 * 16 + thread % 32 / 4 + 8 * (i / 2 & 1);
-                const int k = 2 * (thread % 4) + 8 * (i / 4) + i % 2;
-                left[row * depth + k] = float_of(type, product.a[thread * 4 + i / 2] >> (16 * (i % 2)));
+            for (int i = 0; i < 4 * held; ++i) {
+                const int part = i / held, e = i % held;
+                const int row = thread / 32 * 16 + thread % 32 / 4 + 8 * (part & 1);
+                const int k = held * (thread % 4) + 4 * held * (part / 2) + e;
+                left[row * depth + k] = float_of(type, product.a[thread * 4 + part] >> (32 / held * e));
             }
         }
     }

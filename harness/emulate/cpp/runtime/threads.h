@@ -102,6 +102,7 @@ void cluster_wait(Location where) {
 }
 
 unsigned cluster_rank() { return state.current->cta->rank; }
+unsigned multiprocessor() { return state.current->cta->rank; }  // blocks that are there at a time are on different ones
 
 // ---- together -------------------------------------------------------------------------------------------------------
 

@@ -76,8 +76,8 @@ STATE = State()
 
 #: Suite by suite, the folders of kernels/ whose ops it measures.
 FAMILIES = {
-    "attention": ("flash_attention", "paged_attention", "varlen_attention", "kv_cache"),
-    "gemm": ("fused_gemm", "scaled_gemm", "weight_only_gemm", "grouped_gemm"),
+    "attention": ("flash_attention", "flash_attention_fp8", "paged_attention", "varlen_attention", "kv_cache"),
+    "gemm": ("fused_gemm", "scaled_gemm", "block_scaled_gemm", "weight_only_gemm", "grouped_gemm"),
     "normalization": ("rms_norm",),
     "quantization": ("quantize", "fused_quantize"),
 }

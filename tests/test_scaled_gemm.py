@@ -58,9 +58,7 @@ def test_other_numbers_of_scales_are_refused(sizes: dict[str, int], message: str
         op.bind_case(case, {"x": "int8", "w": "int8", "x_scale": "float32", "w_scale": "float32"})
 
 
-@pytest.mark.parametrize(
-    "k, n, kernel", [(4096, 4096, "sm90"), (4104, 4096, "triton_elementwise"), (4096, 777, "triton_elementwise")]
-)
+@pytest.mark.parametrize("k, n, kernel", [(4096, 4096, "sm90"), (4104, 4096, "triton_elementwise"), (4096, 777, "mma")])
 def test_shapes_that_tma_cannot_address_get_another_kernel(k: int, n: int, kernel: str) -> None:
     op = registry.get("scaled_gemm")
     case = Case({"M": 300, "N": n, "K": k, "SX": 300, "SW": n})
@@ -72,8 +70,8 @@ def test_fp8_needs_ada_or_later_and_says_so() -> None:
     op = registry.get("scaled_gemm")
     case = Case({"M": 64, "N": 64, "K": 64, "SX": 1, "SW": 1})
     by_type = {dtypes["x"]: op.bind_case(case, dtypes) for dtypes in op.dtype_combinations(case)}
-    assert op.choose(by_type["int8"], architecture("sm_80")).kernel.language == "triton"
-    with pytest.raises(ContractError, match="reads fp8, which Triton has from sm_89 on"):
+    assert op.choose(by_type["int8"], architecture("sm_80")).kernel.name == "mma"
+    with pytest.raises(ContractError, match=r"multiplies fp8, which mma\.sync does from sm_89 on"):
         op.choose(by_type["float8_e4m3fn"], architecture("sm_80"))
 
 

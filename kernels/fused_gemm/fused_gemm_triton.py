@@ -1,4 +1,4 @@
-"""y = activate(x wᵀ + bias) in Triton: one program per tile, float32 accumulation, any M, N and K.
+"""y = activate(x wᵀ + bias) + residual in Triton: one program per tile, float32 accumulation, any M, N and K.
 
 N and K come as multiples of VECTOR, so that the compiler knows the alignment of rows: 8 elements (16 bytes), or 1.
 """
@@ -15,6 +15,7 @@ def fused_gemm(
     x_ptr,
     w_ptr,
     bias_ptr,
+    residual_ptr,
     M,
     N_vectors,
     K_vectors,
@@ -26,6 +27,7 @@ def fused_gemm(
     VECTOR: tl.constexpr,
     ACTIVATION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
 ):
     K = K_vectors * VECTOR
     N = N_vectors * VECTOR
@@ -50,5 +52,8 @@ def fused_gemm(
     if HAS_BIAS:
         sums += tl.load(bias_ptr + columns, mask=column_inside, other=0.0).to(tl.float32)[None, :]
     y = activate(sums, ACTIVATION)
-    y_tile = y_ptr + rows.to(tl.int64)[:, None] * N + columns[None, :]
-    tl.store(y_tile, y.to(y_ptr.dtype.element_ty), mask=row_inside[:, None] & column_inside[None, :])
+    place = rows.to(tl.int64)[:, None] * N + columns[None, :]
+    inside = row_inside[:, None] & column_inside[None, :]
+    if HAS_RESIDUAL:
+        y += tl.load(residual_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y_ptr + place, y.to(y_ptr.dtype.element_ty), mask=inside)

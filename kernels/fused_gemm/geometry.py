@@ -14,6 +14,7 @@ ELEMENT_BYTES = 2
 WIDE_ELEMENTS = 8  # of 16 bytes
 SM90_ROW_BYTES = 128  # of a stage: x and the weights lie in rows of this many bytes
 SM90_OUT_BOX = (64, 64)
+SM90_WARP_BOX = (64, 16)  # with WARP_STORES
 SM90_OUT_BOX_BYTES = 64 * 128
 SM90_OUT_BOXES = 2
 SWIZZLE_PERIOD_BYTES = 1024
@@ -33,45 +34,80 @@ def sm90_consumers(t: Any) -> int:
     return t.BLOCK_M // 64 * (1 + t.PINGPONG)
 
 
-def sm90_shared_bytes(t: Any, weights: int) -> int:
+def sm90_shared_bytes(t: Any, weights: int, residual: bool = False) -> int:
     """Dynamic shared memory of an sm90 tactic; sm90_tile.cuh asserts that it is enough."""
     consumers = sm90_consumers(t)
     columns = weights * t.BLOCK_N
     ring = t.STAGES * (t.BLOCK_M + columns) * SM90_ROW_BYTES
     out = consumers * (SM90_OUT_BOXES * SM90_OUT_BOX_BYTES + columns * ELEMENT_BYTES)
-    return ring + out + 2 * t.STAGES * MBARRIER_BYTES + SWIZZLE_PERIOD_BYTES
+    barriers = 2 * t.STAGES + (consumers * SM90_OUT_BOXES if residual else 0)
+    return ring + out + barriers * MBARRIER_BYTES + SWIZZLE_PERIOD_BYTES
 
 
 def sm90_launch(
-    d: Any, t: Any, dev: Any, weights: Sequence[str], element_bytes: int = ELEMENT_BYTES, scalars: Sequence[Any] = ()
+    d: Any,
+    t: Any,
+    dev: Any,
+    weights: Sequence[str],
+    element_bytes: int = ELEMENT_BYTES,
+    scalars: Sequence[Any] = (),
+    residual: bool = False,
 ) -> Launch:
-    """Persistent clusters, at most one block per multiprocessor; maps of x, of the weights and of y."""
+    """Persistent clusters, at most one block per multiprocessor; maps of x, the weights, the residual and y."""
     block_k = SM90_ROW_BYTES // element_bytes
     tiles = cdiv(d.M, t.BLOCK_M * t.CLUSTER_M) * cdiv(d.N, t.BLOCK_N)
+    shared = sm90_shared_bytes(t, len(weights), residual)
     share = t.BLOCK_N // t.CLUSTER_M  # rows of each weight box that one block of the cluster loads
     return Launch(
-        grid=minimum(tiles, dev.sms // t.CLUSTER_M) * t.CLUSTER_M,
+        grid=minimum(tiles, max(dev.sms // t.CLUSTER_M, 1)) * t.CLUSTER_M,
         block=(1 + sm90_consumers(t)) * 128,
-        shared=sm90_shared_bytes(t, len(weights)),
+        shared=shared,
         cluster=(t.CLUSTER_M, 1, 1) if t.CLUSTER_M > 1 else None,
         scalars=(d.M, d.N, d.K, *scalars),
-        constants={"SHARED_BYTES": sm90_shared_bytes(t, len(weights))},
+        constants={"SHARED_BYTES": shared},
         tensor_maps=(
             TensorMap("x", shape=(d.K, d.M), box=(block_k, t.BLOCK_M)),
             *(TensorMap(name, shape=(d.K, d.N), box=(block_k, share)) for name in weights),
-            TensorMap("y", shape=(d.N, d.M), box=SM90_OUT_BOX),
+            *(TensorMap(name, shape=(d.N, d.M), box=SM90_OUT_BOX) for name in (["residual"] if residual else [])),
+            TensorMap("y", shape=(d.N, d.M), box=SM90_WARP_BOX if t.get("WARP_STORES") else SM90_OUT_BOX),
         ),
     )
 
 
-def mma_launch(d: Any, t: Any, weights: int, wide: bool) -> Launch:
+def split_shared_bytes(t: Any, weights: int) -> int:
+    """Dynamic shared memory of an sm90_split tactic; sm90_split_tile.cuh asserts that it is enough."""
+    ring = t.STAGES * (weights * t.TILE_N + t.TILE_M) * SM90_ROW_BYTES
+    return ring + 2 * t.STAGES * MBARRIER_BYTES + SWIZZLE_PERIOD_BYTES
+
+
+def split_launch(d: Any, t: Any, weights: Sequence[str]) -> Launch:
+    """A cluster of SPLIT_K blocks per tile of TILE_M rows of x and TILE_N rows of each matrix of weights."""
+    shared = split_shared_bytes(t, len(weights))
+    block_k = SM90_ROW_BYTES // ELEMENT_BYTES
+    return Launch(
+        grid=cdiv(d.M, t.TILE_M) * cdiv(d.N, t.TILE_N) * t.SPLIT_K,
+        block=(1 + len(weights) * t.TILE_N // 64) * 128,
+        shared=shared,
+        cluster=(t.SPLIT_K, 1, 1) if t.SPLIT_K > 1 else None,
+        scalars=(d.M, d.N, d.K),
+        constants={"SHARED_BYTES": shared},
+        tensor_maps=(
+            TensorMap("x", shape=(d.K, d.M), box=(block_k, t.TILE_M)),
+            *(TensorMap(name, shape=(d.K, d.N), box=(block_k, t.TILE_N)) for name in weights),
+        ),
+    )
+
+
+def mma_launch(
+    d: Any, t: Any, weights: int, wide: bool, element_bytes: int = ELEMENT_BYTES, scalars: Sequence[Any] = ()
+) -> Launch:
     """One block per tile. ``wide``: rows of 16-byte multiples on 16-byte aligned pointers."""
-    shared = t.STAGES * (t.BLOCK_M + weights * t.BLOCK_N) * t.BLOCK_K * ELEMENT_BYTES
+    shared = t.STAGES * (t.BLOCK_M + weights * t.BLOCK_N) * t.BLOCK_K * element_bytes
     return Launch(
         grid=cdiv(d.M, t.BLOCK_M) * cdiv(d.N, t.BLOCK_N),
         block=32 * t.WARPS_M * t.WARPS_N * t.WARPS_K,
         shared=shared,
-        scalars=(d.M, d.N, d.K),
+        scalars=(d.M, d.N, d.K, *scalars),
         constants={"WIDE": int(wide), "SHARED_BYTES": shared, "GROUP_M": MMA_GROUP_M},
     )
 
@@ -95,6 +131,10 @@ def sm90_tile(block_m: int, block_n: int, stages: int, cluster_m: int, group_m: 
         "GROUP_M": group_m,
         "PINGPONG": int(pingpong),
     }
+
+
+def split_tile(tile_m: int, tile_n: int, stages: int, split_k: int) -> Tactic:
+    return {"TILE_M": tile_m, "TILE_N": tile_n, "STAGES": stages, "SPLIT_K": split_k}
 
 
 def mma_tile(block: tuple[int, int, int], stages: int, warps: tuple[int, int, int]) -> Tactic:
@@ -134,10 +174,26 @@ def by_modeled_time(
     return sorted(tactics, key=time)
 
 
+def by_split_traffic(d: Any, dev: Any, tactics: Sequence[Tactic], weights: int) -> list[Tactic]:
+    """Tactics of the sm90_split kernels: rounds of blocks over the multiprocessors times what a block loads."""
+
+    def loaded(t: Tactic) -> float:
+        blocks = cdiv(d.M, t["TILE_M"]) * cdiv(d.N, t["TILE_N"]) * t["SPLIT_K"]
+        return int(cdiv(blocks, dev.sms)) * (weights * t["TILE_N"] + t["TILE_M"]) / t["SPLIT_K"]
+
+    return sorted(tactics, key=loaded)
+
+
 def preferences(
-    d: Any, dev: Any, sm90: Sequence[Tactic], mma: Sequence[Tactic], elementwise: Sequence[Tactic], weights: int
+    d: Any,
+    dev: Any,
+    sm90: Sequence[Tactic],
+    split: Sequence[Tactic],
+    mma: Sequence[Tactic],
+    elementwise: Sequence[Tactic],
+    weights: int,
 ) -> list[Any]:
-    """The heuristic of both ops. Clusters and ping-pong win on some shapes only: they are left to the tables
+    """The heuristic of both ops. Clusters, ping-pong and split K win on some shapes only: they are left to the tables
     measured on a GPU (tuned/) and to explicit choice.
 
     Up to 32 rows the bytes of the weights decide, and the mma kernel's 32-column tiles spread them over more
@@ -149,4 +205,5 @@ def preferences(
         return by_tile
     single = [t for t in sm90 if t["CLUSTER_M"] == 1 and not t["PINGPONG"]]
     persistent = [("sm90", t) for t in by_modeled_time(d, dev, single, weights, SM90_TILE_RATE)]
-    return by_tile + persistent if d.M <= 32 else persistent + by_tile
+    by_split = [("sm90_split", t) for t in by_split_traffic(d, dev, split, weights)]
+    return [*by_tile, *persistent, *by_split] if d.M <= 32 else [*persistent, *by_tile, *by_split]

@@ -1,8 +1,10 @@
 // Main loop of the sm_80 GEMM kernels: STAGES - 1 stages in flight by cp.async, fragments by ldmatrix, mma.sync.
 //
 //   x [M, K]   --cp.async--> stage s: x panels  --ldmatrix.x4--> a (16 x 16) --\
-//                                                                               mma.sync m16n8k16 --> acc (float32)
+//                                                                               mma.sync m16n8k16 --> acc (acc_t)
 //   w_i [N, K] --cp.async--> stage s: w panels  --ldmatrix.x4--> b (16 x 16) --/
+//
+//   (fragments of 16 x 32 bytes: 8-bit elements are multiplied by m16n8k32, and everything else is the same)
 //
 //   step t:  wait for stage t  |  block barrier  |  start stage t + STAGES - 1 in place of t - 1  |  multiply t
 #pragma once
@@ -13,7 +15,7 @@
 #include "common/swizzle.cuh"
 #include "mma_tile.cuh"
 
-using accumulator = float[WEIGHTS][TILES_M][TILES_N][4];
+using accumulator = acc_t[WEIGHTS][TILES_M][TILES_N][4];
 
 struct warp_place {
     int m, n, k;
@@ -26,16 +28,24 @@ struct warp_place {
     }
 };
 
-// Byte offset of elements k .. k + 7 of a row in a tile of ROWS rows.
+// Byte offset of the chunk of elements from k on of a row in a tile of ROWS rows.
 template <int ROWS>
 __device__ __forceinline__ uint32_t tile_offset(int row, int k) {
-    return k / PANEL_K * (ROWS * ROW_BYTES) + forge::swizzle128(row * ROW_BYTES + k % PANEL_K * 2);
+    return k / PANEL_K * (ROWS * ROW_BYTES) + forge::swizzle128(row * ROW_BYTES + k % PANEL_K * ELEMENT_BYTES);
 }
 
 __device__ __forceinline__ void store_shared_chunk(uint32_t address, const uint32_t (&words)[4]) {
     asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(words[0]), "r"(words[1]), "r"(words[2]),
                  "r"(words[3])
                  : "memory");
+}
+
+__device__ __forceinline__ uint32_t element_bits(const x_t* row, int element) {
+    if constexpr (ELEMENT_BYTES == 2) {
+        return reinterpret_cast<const unsigned short*>(row)[element];
+    } else {
+        return reinterpret_cast<const unsigned char*>(row)[element];
+    }
 }
 
 // Rows first .. first + ROWS, elements k .. k + BLOCK_K of a [rows, K] matrix; zeros outside of it.
@@ -53,20 +63,20 @@ __device__ __forceinline__ void load_rows(uint32_t tile, const x_t* matrix, int 
         const bool row_inside = first + row < rows;
         const x_t* source = matrix + static_cast<size_t>(row_inside ? first + row : 0) * K;
 #if WIDE
-        const bool inside = row_inside && k + column < K;  // K % 8 == 0: a chunk is inside or outside as a whole
+        const bool inside = row_inside && k + column < K;  // K % CHUNK == 0: a chunk is inside or outside as a whole
         forge::cp_async<16>(target, source + (inside ? k + column : 0), inside ? 16 : 0);
 #else
         uint32_t words[4];
 #pragma unroll
         for (int word = 0; word < 4; ++word) {
-            uint32_t halves[2];
+            constexpr int IN_WORD = 4 / ELEMENT_BYTES;
+            words[word] = 0;
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                const int element = k + column + 2 * word + i;
+            for (int i = 0; i < IN_WORD; ++i) {
+                const int element = k + column + IN_WORD * word + i;
                 const bool inside = row_inside && element < K;
-                halves[i] = inside ? reinterpret_cast<const unsigned short*>(source)[element] : 0;
+                words[word] |= (inside ? element_bits(source, element) : 0) << (8 * ELEMENT_BYTES * i);
             }
-            words[word] = halves[0] | halves[1] << 16;
         }
         store_shared_chunk(target, words);
 #endif
@@ -82,16 +92,25 @@ __device__ __forceinline__ void load_stage(uint32_t stage, const x_t* x, const x
     }
 }
 
+template <class T, class Sum>
+__device__ __forceinline__ void multiply_fragments(Sum (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    if constexpr (sizeof(T) == 2) {
+        forge::mma_m16n8k16<T>(d, a, b0, b1);
+    } else {
+        forge::mma_m16n8k32<T>(d, a, b0, b1);
+    }
+}
+
 // acc += the stage's product, for this warp's part of the tile and of the depth.
 __device__ __forceinline__ void multiply_stage(accumulator& acc, uint32_t stage, const warp_place& warp) {
     const int lane = threadIdx.x % WARP_SIZE;
     // ldmatrix.x4: lane 8 i + r addresses row r of matrix i.
-    //   x: matrices 0..3 are (rows 0-7, k 0-7), (rows 8-15, k 0-7), (rows 0-7, k 8-15), (rows 8-15, k 8-15)
-    //   w: matrices 0..3 are (rows 0-7, k 0-7), (rows 0-7, k 8-15), (rows 8-15, k 0-7), (rows 8-15, k 8-15)
+    //   x: matrices 0..3 are rows 0-7 of chunk 0, rows 8-15 of chunk 0, rows 0-7 of chunk 1, rows 8-15 of chunk 1
+    //   w: matrices 0..3 are rows 0-7 of chunk 0, rows 0-7 of chunk 1, rows 8-15 of chunk 0, rows 8-15 of chunk 1
     const int x_row = warp.m * WARP_M + lane % 16;
-    const int x_k = lane / 16 * 8;
+    const int x_k = lane / 16 * CHUNK;
     const int w_row = warp.n * WARP_N + lane / 16 * 8 + lane % 8;
-    const int w_k = lane / 8 % 2 * 8;
+    const int w_k = lane / 8 % 2 * CHUNK;
 #pragma unroll
     for (int step = 0; step < BLOCK_K / MMA_K / WARPS_K; ++step) {
         const int k = (step * WARPS_K + warp.k) * MMA_K;
@@ -109,8 +128,8 @@ __device__ __forceinline__ void multiply_stage(accumulator& acc, uint32_t stage,
                 forge::ldmatrix_x4(b, weight + tile_offset<BLOCK_N>(w_row + n * MMA_N, k + w_k));
 #pragma unroll
                 for (int m = 0; m < TILES_M; ++m) {
-                    forge::mma_m16n8k16<x_t>(acc[i][m][n], a[m], b[0], b[1]);
-                    forge::mma_m16n8k16<x_t>(acc[i][m][n + 1], a[m], b[2], b[3]);
+                    multiply_fragments<x_t>(acc[i][m][n], a[m], b[0], b[1]);
+                    multiply_fragments<x_t>(acc[i][m][n + 1], a[m], b[2], b[3]);
                 }
             }
         }
@@ -120,13 +139,13 @@ __device__ __forceinline__ void multiply_stage(accumulator& acc, uint32_t stage,
 // Adds the sums of the warps that took other parts of the depth to those with warp.k == 0. The stages are free.
 __device__ __forceinline__ void add_depth_parts(accumulator& acc, const warp_place& warp, unsigned char* shared) {
     if constexpr (WARPS_K > 1) {
-        float* parts = reinterpret_cast<float*>(shared);
+        acc_t* parts = reinterpret_cast<acc_t*>(shared);
         const int lane = threadIdx.x % WARP_SIZE;
         const int place = warp.n * WARPS_M + warp.m;
-        const auto part = [&](int k, int i) -> float& {
+        const auto part = [&](int k, int i) -> acc_t& {
             return parts[(((k - 1) * WARPS_M * WARPS_N + place) * ACCUMULATORS + i) * WARP_SIZE + lane];
         };
-        float* mine = &acc[0][0][0][0];
+        acc_t* mine = &acc[0][0][0][0];
         __syncthreads();
         if (warp.k > 0) {
 #pragma unroll
@@ -149,9 +168,9 @@ __device__ __forceinline__ void multiply_tile(accumulator& acc, unsigned char* s
                                               int M, int N, int K) {
     const uint32_t ring = forge::shared_address(shared);
     const int steps = K / BLOCK_K + (K % BLOCK_K != 0);
-    float* sums = &acc[0][0][0][0];
+    acc_t* sums = &acc[0][0][0][0];
 #pragma unroll
-    for (int i = 0; i < ACCUMULATORS; ++i) sums[i] = 0.0f;
+    for (int i = 0; i < ACCUMULATORS; ++i) sums[i] = 0;
 
 #pragma unroll
     for (int step = 0; step < STAGES - 1; ++step) {

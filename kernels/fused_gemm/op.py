@@ -1,7 +1,7 @@
-"""Matrix products with their epilogue: y = act(x wᵀ + bias), and the gated product of SwiGLU and GeGLU.
+"""Matrix products with their epilogue: y = act(x wᵀ + bias) + residual, and the gated product of SwiGLU and GeGLU.
 
-Weights lie as linear layers keep them, [N, K]. Products of float16 and bfloat16 accumulate in float32; biases and
-activations are applied to the float32 sums, which are rounded once.
+Weights lie as linear layers keep them, [N, K]. Products of float16 and bfloat16 accumulate in float32; biases,
+activations and then residuals are applied to the float32 sums, which are rounded once.
 """
 
 import math
@@ -16,6 +16,8 @@ from trtforge.kernels.fused_gemm.geometry import (
     preferences,
     sm90_launch,
     sm90_tile,
+    split_launch,
+    split_tile,
     triton_launch,
     triton_tile,
 )
@@ -35,6 +37,7 @@ BENCHMARK_SHAPES = (
     (8192, 8192, 8192),
     (8192, 14336, 4096),
 )
+RESIDUAL_SHAPES = ((16, 4096, 4096), (4096, 4096, 4096), (8192, 4096, 14336))  # attention's output and an MLP's
 
 
 def weight_sample(rng, shape, d):
@@ -83,15 +86,17 @@ def product(x, w, bias):
     return sums if bias is None else sums + bias.astype(np.float64)
 
 
-# ---- y = act(x wᵀ + bias) ----------------------------------------------------------------------------------
+# ---- y = act(x wᵀ + bias) + residual -----------------------------------------------------------------------
 
 fused_gemm = Op(
     "trtforge::fused_gemm",
-    doc="y = activation(x wᵀ + bias): a linear layer with its activation. Accumulates in float32, rounds once.",
+    doc="y = activation(x wᵀ + bias) + residual: a linear layer with its activation, added to what went around it. "
+    "Accumulates in float32, rounds once.",
     inputs={
         "x": Tensor("*M", "K", dtype=HALF, doc="rows to multiply"),
         "w": Tensor("N", "K", dtype="x", sample=weight_sample, doc="weights, one row per output column"),
         "bias": Tensor("N", dtype="x", optional=True, doc="added to every row before the activation"),
+        "residual": Tensor("*M", "N", dtype="x", optional=True, doc="added after the activation"),
     },
     outputs={"y": Tensor("*M", "N", dtype="x")},
     attributes={"activation": Attr("none", choices=ACTIVATIONS, doc="applied to the float32 sums")},
@@ -104,6 +109,9 @@ fused_gemm = Op(
         Case(sizes(6, 72, 136), {"activation": "gelu_tanh"}, ("bias",), leading=(2, 3)),
         Case(sizes(200, 520, 72), {"activation": "relu"}, ("bias",)),  # several tiles for a persistent block
         *(Case(sizes(19, 72, 40), {"activation": a}, o) for a in ACTIVATIONS for o in ((), ("bias",))),
+        Case(sizes(7, 33, 65), optional=("residual",)),
+        Case(sizes(2, 5, 24), {"activation": "silu"}, ("residual",), leading=(2, 1)),
+        Case(sizes(133, 328, 72), {"activation": "relu"}, ("bias", "residual")),
         Case(sizes(1, 4096, 4096), {"activation": "silu"}, ("bias",), tags=("gpu",)),
         Case(sizes(16, 1032, 2056), {"activation": "gelu_tanh"}, tags=("gpu",)),
         Case(sizes(257, 520, 1032), {"activation": "relu"}, ("bias",), tags=("gpu",)),
@@ -111,17 +119,21 @@ fused_gemm = Op(
         Case(sizes(1024, 1024, 64), {"activation": "none"}, leading=(4, 256), tags=("gpu",)),
         Case(sizes(2100, 4616, 328), {"activation": "gelu_tanh"}, ("bias",), tags=("gpu",)),
         Case(sizes(4096, 4096, 1024), {"activation": "silu"}, tags=("gpu",)),
+        Case(sizes(2100, 4616, 328), {"activation": "silu"}, ("bias", "residual"), tags=("gpu",)),
+        Case(sizes(301, 777, 1001), {"activation": "gelu_tanh"}, ("residual",), tags=("gpu",)),
         *(
             Case(sizes(*shape), {"activation": "gelu_tanh"}, ("bias",), ("bench",), dtypes={"x": "bfloat16"})
             for shape in BENCHMARK_SHAPES
         ),
+        *(Case(sizes(*shape), {}, ("residual",), ("bench",), dtypes={"x": "bfloat16"}) for shape in RESIDUAL_SHAPES),
     ],
 )
 
 
 @fused_gemm.reference
-def _(x, w, bias, *, activation):
-    return ACTIVATION_FUNCTIONS[activation](product(x, w, bias))
+def _(x, w, bias, residual, *, activation):
+    activated = ACTIVATION_FUNCTIONS[activation](product(x, w, bias))
+    return activated if residual is None else activated + residual.astype(np.float64)
 
 
 @fused_gemm.cost
@@ -203,6 +215,20 @@ SM90_GATED_TACTICS = (
     sm90_tile(64, 128, stages=4, cluster_m=1, group_m=16, pingpong=True),
     sm90_tile(64, 128, stages=4, cluster_m=2, group_m=8, pingpong=True),
 )
+# For few rows of x: 4096 columns are 64 tiles of 64, and 128 blocks fill an H200; with 200 KB in flight in each.
+SPLIT_TACTICS = (
+    split_tile(16, 64, stages=20, split_k=2),
+    split_tile(16, 64, stages=10, split_k=4),
+    split_tile(16, 64, stages=10, split_k=8),
+    split_tile(64, 64, stages=12, split_k=2),
+    split_tile(128, 128, stages=6, split_k=2),
+    split_tile(256, 128, stages=4, split_k=4),
+)
+SPLIT_GATED_TACTICS = (
+    split_tile(16, 64, stages=11, split_k=2),
+    split_tile(64, 64, stages=8, split_k=2),
+    split_tile(256, 64, stages=4, split_k=2),
+)
 MMA_TACTICS = (
     mma_tile((128, 128, 64), stages=3, warps=(2, 4, 1)),
     mma_tile((64, 64, 64), stages=4, warps=(2, 2, 1)),
@@ -235,8 +261,15 @@ TRITON_ELEMENTWISE_TACTICS = (
 
 
 @fused_gemm.kernel(cuda("fused_gemm_sm90.cu"), name="sm90", arch=("sm_90a",), tactics=SM90_TACTICS, requires=TMA_ROWS)
-def _(d, t, dev):
-    return sm90_launch(d, t, dev, weights=("w",))
+def _(d, t, dev, has):
+    return sm90_launch(d, t, dev, weights=("w",), residual=has.residual)
+
+
+@fused_gemm.kernel(
+    cuda("fused_gemm_sm90_split.cu"), name="sm90_split", arch=("sm_90a",), tactics=SPLIT_TACTICS, requires=TMA_ROWS
+)
+def _(d, t):
+    return split_launch(d, t, weights=("w",))
 
 
 @fused_gemm.kernel(cuda("fused_gemm_mma.cu"), name="mma", tactics=MMA_TACTICS, requires=WIDE_ROWS)
@@ -263,7 +296,7 @@ def _(d, t):
 
 @fused_gemm.heuristic
 def _(d, dev):
-    return preferences(d, dev, SM90_TACTICS, MMA_TACTICS, MMA_ELEMENTWISE_TACTICS, weights=1)
+    return preferences(d, dev, SM90_TACTICS, SPLIT_TACTICS, MMA_TACTICS, MMA_ELEMENTWISE_TACTICS, weights=1)
 
 
 @gated_gemm.kernel(
@@ -271,6 +304,17 @@ def _(d, dev):
 )
 def _(d, t, dev):
     return sm90_launch(d, t, dev, weights=("w_gate", "w_up"))
+
+
+@gated_gemm.kernel(
+    cuda("gated_gemm_sm90_split.cu"),
+    name="sm90_split",
+    arch=("sm_90a",),
+    tactics=SPLIT_GATED_TACTICS,
+    requires=TMA_ROWS,
+)
+def _(d, t):
+    return split_launch(d, t, weights=("w_gate", "w_up"))
 
 
 @gated_gemm.kernel(cuda("gated_gemm_mma.cu"), name="mma", tactics=MMA_GATED_TACTICS, requires=WIDE_ROWS)
@@ -297,7 +341,9 @@ def _(d, t):
 
 @gated_gemm.heuristic
 def _(d, dev):
-    return preferences(d, dev, SM90_GATED_TACTICS, MMA_GATED_TACTICS, MMA_GATED_ELEMENTWISE_TACTICS, weights=2)
+    return preferences(
+        d, dev, SM90_GATED_TACTICS, SPLIT_GATED_TACTICS, MMA_GATED_TACTICS, MMA_GATED_ELEMENTWISE_TACTICS, weights=2
+    )
 
 
 # ---- the subgraphs that the ops replace --------------------------------------------------------------------
@@ -310,8 +356,23 @@ GRAPH_ACTIVATIONS = {
 }
 
 
+def declare_residual_patterns(activation, graph_activation):
+    """Linear layers with this activation whose result is added to a tensor of its own shape."""
+    attributes = {"activation": activation}
+    suffix = "residual" if activation == "none" else f"{activation}_residual"
+
+    @fused_gemm.pattern(inputs=("x", "w", "bias", "residual"), attributes=attributes, name=f"linear_bias_{suffix}")
+    def _(f, x, w, bias, residual):
+        linear = f.add(f.matmul(x, w, transpose_b=True), bias)
+        return f.add(graph_activation(f, linear), residual)
+
+    @fused_gemm.pattern(inputs=("x", "w", "residual"), attributes=attributes, name=f"linear_{suffix}")
+    def _(f, x, w, residual):
+        return f.add(graph_activation(f, f.matmul(x, w, transpose_b=True)), residual)
+
+
 def declare_patterns(activation, graph_activation):
-    """Linear layers with this activation, and gated products where it can be the gate."""
+    """Linear layers with this activation, alone or added to a residual, and gated products where it can be the gate."""
     attributes = {"activation": activation}
 
     @fused_gemm.pattern(inputs=("x", "w", "bias"), attributes=attributes, name=f"linear_bias_{activation}")
@@ -321,6 +382,8 @@ def declare_patterns(activation, graph_activation):
     @fused_gemm.pattern(inputs=("x", "w"), attributes=attributes, name=f"linear_{activation}")
     def _(f, x, w):
         return graph_activation(f, f.matmul(x, w, transpose_b=True))
+
+    declare_residual_patterns(activation, graph_activation)
 
     if activation in GATES:
 
@@ -338,5 +401,7 @@ for _name, _graph_activation in GRAPH_ACTIVATIONS.items():
 def _(f, x, w, bias):
     return f.add(f.matmul(x, w, transpose_b=True), bias)
 
+
+declare_residual_patterns("none", lambda f, x: x)
 
 peers.declare(fused_gemm, gated_gemm)

@@ -9,10 +9,11 @@
 //
 // With CLUSTER_M = 2, two CTAs work on vertically neighboring tiles: each loads its own rows of x and half of the rows
 // of each weight box, which TMA multicasts to both. A stage is then free when the consumers of both have released it.
+//
+// Include the plan of shared memory and its constants before: sm90_tile.cuh, or another with the same names.
 #pragma once
 
 #include "common/tma.cuh"
-#include "sm90_tile.cuh"
 
 using ring = forge::ring_position<STAGES>;
 
@@ -40,28 +41,16 @@ __device__ __forceinline__ void leave_cluster() {
     }
 }
 
-// Loads the k_blocks stages of the tile whose first row of x is `row` and first rows of the weights are `column`.
-__device__ __forceinline__ void load_tile(const shared_plan& shared, ring& position, int k_blocks,
-                                          const forge::tensor_map* x,
-                                          const forge::tensor_map* const (&weights)[WEIGHTS], int row, int column,
-                                          int cta) {
-    constexpr int SHARE_ROWS = BLOCK_N / CLUSTER_M;  // of each weight box, loaded by this CTA
-    for (int block = 0; block < k_blocks; ++block) {
-        const int k = block * BLOCK_K;
+// Fills the ring with the stages first_block .. first_block + k_blocks of a tile: load(stage, full, k) starts the copies of
+// elements k .. k + BLOCK_K, STAGE_BYTES in all, which complete on the barrier `full`.
+template <class Load>
+__device__ __forceinline__ void fill_ring(const shared_plan& shared, ring& position, int first_block, int k_blocks,
+                                          const Load& load) {
+    for (int block = first_block; block < first_block + k_blocks; ++block) {
         const uint32_t full = shared.full(position.stage);
         forge::mbarrier_wait(shared.empty(position.stage), position.round_parity ^ 1);
         forge::mbarrier_arrive_expect_tx(full, STAGE_BYTES);
-        forge::tma_load_2d(shared.a(position.stage), x, full, k, row);
-#pragma unroll
-        for (int i = 0; i < WEIGHTS; ++i) {
-            const uint32_t share = shared.b(position.stage) + i * WEIGHT_BYTES + cta * SHARE_ROWS * ROW_BYTES;
-            if constexpr (CLUSTER_M > 1) {
-                constexpr uint16_t EVERY_CTA = (1 << CLUSTER_M) - 1;
-                forge::tma_load_2d_multicast(share, weights[i], full, EVERY_CTA, k, column + cta * SHARE_ROWS);
-            } else {
-                forge::tma_load_2d(share, weights[i], full, k, column);
-            }
-        }
+        load(position.stage, full, block * BLOCK_K);
         position.advance();
     }
 }

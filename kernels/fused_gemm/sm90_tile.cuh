@@ -7,28 +7,10 @@
 //     ring   STAGES x [ A: BLOCK_M rows of 128 bytes | B: MMA_N rows of 128 bytes ]     128-byte swizzle
 //     out    consumers x OUT_BOXES x [ 64 rows of 128 bytes ]                           128-byte swizzle
 //     column vectors   consumers x [ MMA_N elements ]                                   biases of the tile's columns
-//     full   STAGES mbarriers        empty  STAGES mbarriers
+//     full   STAGES mbarriers        empty  STAGES mbarriers        residual_full  one for each out box, with a residual
 #pragma once
 
-#include "common/mbarrier.cuh"
-#include "common/warpgroup.cuh"
-#include "common/wgmma.cuh"
-
-constexpr int WGMMA_M = 64;  // rows of a warpgroup's product
-constexpr int ROW_BYTES = 128;
-constexpr int BLOCK_K = ROW_BYTES / sizeof(x_t);  // depth of a stage: one row of elements
-constexpr int WGMMA_K_BYTES = 32;                 // depth of one instruction
-constexpr int WGMMA_STEPS = ROW_BYTES / WGMMA_K_BYTES;
-
-template <class T>
-struct accumulator {
-    using type = float;
-};
-template <>
-struct accumulator<int8_t> {
-    using type = int32_t;
-};
-using acc_t = accumulator<x_t>::type;
+#include "sm90_operands.cuh"
 
 constexpr int TILE_CONSUMERS = BLOCK_M / WGMMA_M;  // warpgroups that share a tile
 constexpr int TURNS = PINGPONG ? 2 : 1;            // tiles in work at a time: one multiplies, the other is being stored
@@ -46,10 +28,19 @@ constexpr int OUT_COLUMNS = 64;  // of an output box: 128 bytes
 constexpr int OUT_BOX_BYTES = WGMMA_M * ROW_BYTES;
 constexpr int OUT_BOXES = 2;  // per consumer: one is filled while the other is being stored
 
+// A residual (HAS_RESIDUAL) arrives in the boxes that the sums are added to and stored from.
+#if defined(HAS_RESIDUAL) && HAS_RESIDUAL
+constexpr bool RESIDUAL = true;
+#else
+constexpr bool RESIDUAL = false;
+#endif
+constexpr int RESIDUAL_BARRIERS = RESIDUAL ? CONSUMERS * OUT_BOXES : 0;
+
 constexpr int OUT_OFFSET = STAGES * STAGE_BYTES;
 constexpr int COLUMNS_OFFSET = OUT_OFFSET + CONSUMERS * OUT_BOXES * OUT_BOX_BYTES;
 constexpr int BARRIER_OFFSET = COLUMNS_OFFSET + CONSUMERS * MMA_N * 2;
-constexpr int SHARED_NEEDED = BARRIER_OFFSET + 2 * STAGES * forge::MBARRIER_BYTES + forge::SWIZZLE128_ATOM_BYTES;
+constexpr int BARRIERS = 2 * STAGES + RESIDUAL_BARRIERS;
+constexpr int SHARED_NEEDED = BARRIER_OFFSET + BARRIERS * forge::MBARRIER_BYTES + forge::SWIZZLE128_ATOM_BYTES;
 
 // The register file holds 64 Ki registers, 168 for each of 384 threads: the producer gives up what the accumulators of
 // two consumer warpgroups need. With one consumer every thread may have 255.
@@ -64,20 +55,13 @@ static_assert(BLOCK_N % OUT_COLUMNS == 0 && MMA_N <= 256, "whole output boxes; w
 static_assert(BLOCK_N % (8 * CLUSTER_M) == 0, "each CTA of a cluster loads whole swizzle atoms of the weights");
 static_assert(SHARED_BYTES >= SHARED_NEEDED, "the launch's dynamic shared memory is too small for this tile");
 
-struct shared_plan {
-    uint32_t base;  // shared address, a multiple of 1024
-    unsigned char* bytes;
-
-    __device__ __forceinline__ explicit shared_plan(unsigned char* dynamic_shared) {
-        const uint32_t start = forge::shared_address(dynamic_shared);
-        base = (start + forge::SWIZZLE128_ATOM_BYTES - 1) & ~(forge::SWIZZLE128_ATOM_BYTES - 1);
-        bytes = dynamic_shared + (base - start);
-    }
+struct shared_plan : aligned_shared {
+    using aligned_shared::aligned_shared;
 
     __device__ __forceinline__ uint32_t a(int stage) const { return base + stage * STAGE_BYTES; }
     __device__ __forceinline__ uint32_t b(int stage) const { return a(stage) + A_BYTES; }
-    __device__ __forceinline__ uint32_t out(int consumer) const {
-        return base + OUT_OFFSET + consumer * OUT_BOXES * OUT_BOX_BYTES;
+    __device__ __forceinline__ uint32_t out(int consumer, int box) const {
+        return base + OUT_OFFSET + (consumer * OUT_BOXES + box % OUT_BOXES) * OUT_BOX_BYTES;
     }
     __device__ __forceinline__ uint32_t* column_pairs(int consumer) const {
         return reinterpret_cast<uint32_t*>(bytes + COLUMNS_OFFSET) + consumer * (MMA_N / 2);
@@ -86,4 +70,7 @@ struct shared_plan {
         return base + BARRIER_OFFSET + stage * forge::MBARRIER_BYTES;
     }
     __device__ __forceinline__ uint32_t empty(int stage) const { return full(STAGES + stage); }
+    __device__ __forceinline__ uint32_t residual_full(int consumer, int box) const {
+        return full(2 * STAGES + consumer * OUT_BOXES + box % OUT_BOXES);
+    }
 };

@@ -10,12 +10,20 @@ import math
 import numpy as np
 
 from trtforge.kernels import HALF, Attr, Case, Cost, Launch, Op, Tensor, Tolerance, attr, cdiv, cuda, minimum, triton
-from trtforge.kernels.fused_gemm.geometry import sm90_launch, sm90_tile, triton_tile
+from trtforge.kernels.fused_gemm.geometry import (
+    MMA_TILE_RATE,
+    by_modeled_time,
+    mma_launch,
+    mma_tile,
+    sm90_launch,
+    sm90_tile,
+    triton_tile,
+)
 from trtforge.kernels.fused_gemm.op import ACTIVATION_FUNCTIONS, ACTIVATIONS, BENCHMARK_SHAPES
 from trtforge.kernels.scaled_gemm import peers
 
 CODES = ("float8_e4m3fn", "int8")
-TMA_ELEMENTS = 16  # of one byte in the 16 bytes that TMA rows are multiples of
+TMA_ELEMENTS = 16  # of one byte in the 16 bytes that TMA (and cp.async) move multiples of
 
 
 def scale_sample(rng, shape, d):
@@ -96,15 +104,27 @@ SM90_TACTICS = (
     sm90_tile(128, 256, stages=4, cluster_m=2, group_m=8),
     sm90_tile(64, 256, stages=4, cluster_m=1, group_m=16, pingpong=True),
     sm90_tile(64, 256, stages=4, cluster_m=2, group_m=8, pingpong=True),
-    sm90_tile(128, 128, stages=5, cluster_m=1, group_m=8),
+    sm90_tile(128, 128, stages=6, cluster_m=1, group_m=8),
+    sm90_tile(64, 128, stages=8, cluster_m=4, group_m=4),
     sm90_tile(64, 64, stages=8, cluster_m=1, group_m=16),
+    sm90_tile(128, 256, stages=4, cluster_m=1, group_m=16) | {"WARP_STORES": 1},
 )
+WIDE, WIDE_CLUSTER, TURNS, TURNS_CLUSTER, SQUARE, FLAT_CLUSTER, SMALL = SM90_TACTICS[:7]
+MMA_TACTICS = (
+    mma_tile((128, 128, 128), stages=3, warps=(2, 4, 1)),
+    mma_tile((64, 64, 128), stages=4, warps=(2, 2, 1)),
+    mma_tile((32, 64, 128), stages=4, warps=(2, 2, 1)),
+    mma_tile((16, 64, 128), stages=8, warps=(1, 4, 1)),
+    mma_tile((16, 32, 256), stages=6, warps=(1, 2, 2)),
+)
+MMA_ELEMENTWISE_TACTICS = MMA_TACTICS[1:4]
 TRITON_TACTICS = (
     triton_tile(128, 128, 64, num_warps=8, num_stages=3),
     triton_tile(64, 64, 64, num_warps=8, num_stages=3),
     triton_tile(16, 64, 128, num_warps=4, num_stages=3),
 )
 TRITON_ELEMENTWISE_TACTICS = (triton_tile(32, 32, 64, num_warps=4, num_stages=2),)
+MMA_TYPES = (lambda dt, dev: dt["x"] == "int8" or dev.cc >= 89, "multiplies fp8, which mma.sync does from sm_89 on")
 TRITON_TYPES = (lambda dt, dev: dt["x"] == "int8" or dev.cc >= 89, "reads fp8, which Triton has from sm_89 on")
 
 
@@ -136,6 +156,30 @@ def _(d, t, dev):
 
 
 @scaled_gemm.kernel(
+    cuda("scaled_gemm_mma.cu"),
+    name="mma",
+    tactics=MMA_TACTICS,
+    requires=[
+        MMA_TYPES,
+        (lambda d: d.K % TMA_ELEMENTS == 0, "copies 16 bytes at a time, so K must be a multiple of 16"),
+    ],
+)
+def _(d, t):
+    return mma_launch(d, t, weights=1, wide=True, element_bytes=1, scalars=scale_steps(d))
+
+
+@scaled_gemm.kernel(
+    cuda("scaled_gemm_mma.cu"),
+    name="mma_elementwise",
+    tactics=MMA_ELEMENTWISE_TACTICS,
+    requires=[MMA_TYPES],
+    align=4,
+)
+def _(d, t):
+    return mma_launch(d, t, weights=1, wide=False, element_bytes=1, scalars=scale_steps(d))
+
+
+@scaled_gemm.kernel(
     triton("scaled_gemm_triton.py"),
     tactics=TRITON_TACTICS,
     requires=[
@@ -161,17 +205,28 @@ def _(d, t, dt):
 
 @scaled_gemm.heuristic
 def _(d, dev):
-    """The largest tile whose tiles fill the multiprocessors; small products prefer small tiles."""
+    """The largest tile whose tiles fill the multiprocessors; small products prefer small tiles.
+
+    Two to four rows of 64 share the weights in a cluster of four, which reads them once. Up to sm_89, mma.sync is what
+    Triton multiplies with too; on later GPUs Triton has faster instructions where its requirements hold.
+    """
+    wide = [("mma", t) for t in by_modeled_time(d, dev, MMA_TACTICS, 1, MMA_TILE_RATE)]
+    elementwise = [("mma_elementwise", t) for t in by_modeled_time(d, dev, MMA_ELEMENTWISE_TACTICS, 1, MMA_TILE_RATE)]
+    if dev.cc < 90:
+        return [*wide, *elementwise]
+    others = ["triton", *wide, "triton_elementwise", *elementwise]
     if dev.cc != 90:
-        return ["triton", "triton_elementwise"]
-    tiles = cdiv(d.M, 128) * cdiv(d.N, 256)
-    if tiles * 2 >= dev.sms:
-        order = [("sm90", SM90_TACTICS[i]) for i in (2, 0)]
+        return others
+    if cdiv(d.M, 128) * cdiv(d.N, 256) * 2 >= dev.sms:
+        tactics = [WIDE, TURNS, WIDE_CLUSTER]
     elif cdiv(d.M, 128) * cdiv(d.N, 128) * 2 >= dev.sms:
-        order = [("sm90", SM90_TACTICS[4])]
+        tactics = [SQUARE]
+    elif d.M > 128 and cdiv(d.M, 256) * cdiv(d.N, 128) * 4 <= dev.sms:
+        tactics = [FLAT_CLUSTER]
     else:
-        order = [("sm90", SM90_TACTICS[5])]
-    return [*order, "sm90", "triton", "triton_elementwise"]
+        tactics = [SMALL]
+    order = [("sm90", tactic) for tactic in tactics]
+    return [*order, "sm90", *others]
 
 
 peers.declare(scaled_gemm)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -71,6 +73,19 @@ def test_the_four_bit_reference_is_the_definition() -> None:
             assert found[m, n] == pytest.approx(max(total, 0.0), rel=2e-3, abs=2e-2)
 
 
+def test_zero_points_are_taken_from_the_codes() -> None:
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((3, 256)).astype(np.float16)
+    packed = rng.integers(0, 256, (5, 128)).astype(np.uint8)
+    scale = rng.uniform(0.1, 1, (5, 2)).astype(np.float32)
+    zero = rng.integers(-8, 8, (5, 2)).astype(np.int8)
+    op = op_of(4)
+    with_zero = op.run_reference({"x": x, "w": packed, "scale": scale, "zero": zero}, {})["y"].astype(np.float64)
+    without = op.run_reference({"x": x, "w": packed, "scale": scale}, {})["y"].astype(np.float64)
+    sums = x.astype(np.float64).reshape(3, 2, 128).sum(axis=2)
+    np.testing.assert_allclose(with_zero, without - sums @ (zero * scale).T, rtol=1e-2, atol=0.2)
+
+
 def test_groups_are_whole() -> None:
     case = Case({"M": 1, "N": 8, "K": 192})
     with pytest.raises(ContractError, match="K must be a multiple of 128"):
@@ -80,16 +95,26 @@ def test_groups_are_whole() -> None:
 # ---- the CUDA kernel -------------------------------------------------------------------------------------------
 
 
-def emulated(bits: int, inputs: dict[str, np.ndarray], tactic: int, dims: dict[str, int], dtype: str) -> Any:
-    op, case = op_of(bits), Case(dims, dtypes={"x": dtype})
+KERNELS = ("cuda", "stream", "wgmma")
+
+
+def emulated(
+    bits: int, kernel: str, inputs: dict[str, np.ndarray], tactic: int, dims: dict[str, int], dtype: str
+) -> Any:
+    optional = tuple(name for name in ("bias", "zero") if name in inputs)
+    op, case = op_of(bits), Case(dims, {}, optional, dtypes={"x": dtype})
     binding = op.bind_case(case, op.dtype_combinations(case)[0])
-    return run(op.kernel_named("cuda"), binding, tactic, inputs, architecture("sm_90a"))["y"]
+    gpu = replace(architecture("sm_90a"), sms=2)  # so few that a cluster has several tiles of weight rows
+    return run(op.kernel_named(kernel), binding, tactic, inputs, gpu)["y"]
 
 
 @needs_compiler
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits, zeros", [(8, False), (4, False), (4, True)])
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("dtype, kind", [("float16", np.float16), ("bfloat16", BFLOAT16)])
-def test_every_code_is_widened_exactly_and_meets_its_x(bits: int, dtype: str, kind: Any) -> None:
+def test_every_code_is_widened_exactly_and_meets_its_x(
+    bits: int, zeros: bool, kernel: str, dtype: str, kind: Any
+) -> None:
     """x is a row of the identity: y is one weight, all of its bits, for every position along K."""
     depth = 512
     code = np.arange(depth) - 128 if bits == 8 else np.arange(depth) % 16 - 8
@@ -104,17 +129,24 @@ def test_every_code_is_widened_exactly_and_meets_its_x(bits: int, dtype: str, ki
     rows = np.array([0, 1, 2, 3, 5, 8, 63, 64, 127, 128, 129, 250, 255, 256, 300, 511])
     x = np.zeros((len(rows), depth), kind)
     x[np.arange(len(rows)), rows] = 1
-    table = op_of(bits).kernel_named("cuda").tactics
-    tactic = next(i for i, t in enumerate(table) if t["COLUMN_TILES"] == 2 and t["SPLITS"] == 2)
-    y = emulated(bits, {"x": x, "w": stored, "scale": scale}, tactic, {"M": len(rows), "N": 20, "K": depth}, dtype)
-    np.testing.assert_array_equal(y.astype(np.float32), codes[:, rows].T)
+    inputs = {"x": x, "w": stored, "scale": scale}
+    expected = codes[:, rows].T
+    if zeros and kernel == "cuda":
+        pytest.skip("takes codes without zero points")
+    if zeros:
+        inputs["zero"] = np.arange(20 * (depth // 128), dtype=np.int8).reshape(20, -1) % 16 - 8
+        expected = expected - inputs["zero"][:, rows // 128].T
+    table = op_of(bits).kernel_named(kernel).tactics
+    tactic = next(i for i, t in enumerate(table) if t.get("COLUMN_TILES", 2) == 2 and t.get("SPLITS", 2) % 2 == 0)
+    y = emulated(bits, kernel, inputs, tactic, {"M": len(rows), "N": 20, "K": depth}, dtype)
+    np.testing.assert_array_equal(y.astype(np.float32), expected)
 
 
 @needs_compiler
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(6))
 def test_random_shapes_and_tactics_against_the_reference(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    bits = BITS[seed % 2]
+    bits, kernel = BITS[seed % 2], KERNELS[seed // 2]
     op = op_of(bits)
     step = 16 if bits == 8 else 128
     dims = {
@@ -125,40 +157,80 @@ def test_random_shapes_and_tactics_against_the_reference(seed: int) -> None:
     x = rng.standard_normal((dims["M"], dims["K"])).astype(np.float16)
     stored, scale = quantized(rng.standard_normal((dims["N"], dims["K"]), dtype=np.float32), bits)
     inputs = {"x": x, "w": stored, "scale": scale}
-    tactic = int(rng.integers(len(op.kernel_named("cuda").tactics)))
+    if bits == 4 and kernel != "cuda":
+        inputs["zero"] = rng.integers(-8, 8, scale.shape).astype(np.int8)
+    tactic = int(rng.integers(len(op.kernel_named(kernel).tactics)))
     expected = op.run_reference(inputs, {})["y"]
-    found = emulated(bits, inputs, tactic, dims, "float16")
+    found = emulated(bits, kernel, inputs, tactic, dims, "float16")
     held = compare(found, expected, tolerance_of(op, "float16"))
-    assert held.passed, f"{dims} tactic {tactic}: {held.reason}"
+    assert held.passed, f"{dims} {kernel} tactic {tactic}: {held.reason}"
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
-def test_the_largest_tiles_fit_the_registers(bits: int, arch: str) -> None:
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_largest_tiles_fit_the_registers(bits: int, kernel: str) -> None:
     op = op_of(bits)
-    case = next(c for c in op.cases if "bench" in c.tags)
+    case = Case({"M": 64, "N": 8192, "K": 8192}, {}, ("zero",) if bits == 4 and kernel != "cuda" else ())
     binding = op.bind_case(case, op.dtype_combinations(case)[0])
-    kernel = op.kernel_named("cuda")
-    for index, tactic in enumerate(kernel.tactics):
-        if tactic["COLUMN_TILES"] == 8 and tactic["SPLITS"] == (4 if arch == "sm_90a" else 1):
-            resources = compile_kernel(kernel, binding, index, architecture(arch)).resources
-            assert resources.spill_stores == resources.spill_loads == 0
+    target = architecture("sm_80" if kernel == "cuda" else "sm_90a")
+    found = op.kernel_named(kernel)
+    resources = compile_kernel(found, binding, len(found.tactics) - 1, target).resources
+    assert resources.spill_stores == resources.spill_loads == 0
+    assert not resources.warnings
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_device_compiler_keeps_what_widening_takes_away(kernel: str, dtype: str) -> None:
+    """NVRTC runs member initializers of a[2][2] for a[0] only; g++, which compiles the emulation, for all."""
+    case = Case({"M": 16, "N": 256, "K": 4096}, {}, dtypes={"x": dtype})
+    op = op_of(4)
+    binding = op.bind_case(case, op.dtype_combinations(case)[0])
+    ptx = compile_kernel(op.kernel_named(kernel), binding, 0, architecture("sm_90a")).ptx
+    text = ptx if isinstance(ptx, str) else ptx.decode()
+    constants = dict(re.findall(r"mov\.[bu]32\s+(%r\d+), (-?\d+);", text))
+    addends = re.findall(r"fma\.rn\.b?f16x2 %r\d+, %r\d+, %r\d+, (%r\d+);", text)
+    assert bool(addends) == (kernel != "stream"), "the stream multiplies with biased codes"
+    assert "0" not in {constants.get(register) for register in addends}
 
 
 # ---- what is chosen --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("rows, tiles", [(1, 1), (8, 1), (9, 2), (17, 4), (64, 8), (200, 8)])
-def test_as_many_rows_at_a_time_as_there_are(bits: int, rows: int, tiles: int) -> None:
+@pytest.mark.parametrize(
+    "rows, tiles, kernel, columns",
+    [(1, 1, "stream", 8), (8, 1, "stream", 8), (9, 2, "stream", 16), (17, 4, "wgmma", 32), (64, 8, "wgmma", 64)],
+)
+def test_as_many_rows_at_a_time_as_there_are(bits: int, rows: int, tiles: int, kernel: str, columns: int) -> None:
     op = op_of(bits)
     case = Case({"M": rows, "N": 8192, "K": 8192})
     binding = op.bind_case(case, op.dtype_combinations(case)[0])
-    for arch in ("sm_80", "sm_90a"):
-        chosen = op.choose(binding, architecture(arch))
-        tactic = chosen.kernel.tactics[chosen.tactic]
-        assert chosen.kernel.name == "cuda" and tactic["COLUMN_TILES"] == tiles
-        assert (tactic["SPLITS"] > 1) == (arch == "sm_90a")
+    chosen = op.choose(binding, architecture("sm_80"))
+    assert (chosen.kernel.name, chosen.kernel.tactics[chosen.tactic]["COLUMN_TILES"]) == ("cuda", tiles)
+    chosen = op.choose(binding, architecture("sm_90a"))
+    tactic = chosen.kernel.tactics[chosen.tactic]
+    assert (chosen.kernel.name, tactic.get("COLUMNS", 8 * tactic.get("COLUMN_TILES", 0))) == (kernel, columns)
+
+
+@pytest.mark.parametrize("rows, splits", [(8192, 3), (14336, 2)])
+def test_clusters_that_do_not_fit_together_are_not_chosen(rows: int, splits: int) -> None:
+    """32 clusters of four are two waves on 132 multiprocessors: GPCs are not all a multiple of four."""
+    op = op_of(4)
+    case = Case({"M": 64, "N": rows, "K": 8192})
+    chosen = op.choose(op.bind_case(case, op.dtype_combinations(case)[0]), architecture("sm_90a"))
+    assert chosen.kernel.tactics[chosen.tactic]["SPLITS"] == splits
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_x_that_does_not_fit_the_registers_is_cut_up(bits: int) -> None:
+    op = op_of(bits)
+    for depth, splits in ((8192, 1), (16384, 2), (28672, 4)):
+        case = Case({"M": 4, "N": 256, "K": depth})
+        chosen = op.choose(op.bind_case(case, op.dtype_combinations(case)[0]), architecture("sm_90a"))
+        assert chosen.kernel.name == "stream" and chosen.kernel.tactics[chosen.tactic]["SPLITS"] == splits
+    case = Case({"M": 4, "N": 256, "K": 65536})
+    assert op.choose(op.bind_case(case, op.dtype_combinations(case)[0]), architecture("sm_90a")).kernel.name == "cuda"
 
 
 def test_odd_depths_of_int8_weights_get_triton() -> None:

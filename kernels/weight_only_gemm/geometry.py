@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trtforge.kernels import Launch, cdiv
+from trtforge.kernels import Launch, cdiv, maximum, minimum
 
 MMA_ROWS = 16  # weight rows of one product
 MMA_COLUMNS = 8  # rows of x of one product
 STEP_BYTES = 128  # of every weight row, in a stage of the ring
 LOADS = 2  # groups of 128 codes of 4 bits in a step
 GROUP = 128
-MOST_SHARED_BYTES = 232448  # of a block of sm_90; the ring of a tactic is as deep as this allows
-SMALL_SHARED_BYTES = 101376  # of a block of sm_89 and sm_120
-CTA_BYTES = 1024  # that the system keeps for itself in each
+MOST_SHARED_BYTES = 232448  # of a block of sm_90
+SMALL_SHARED_BYTES = 101376  # of a block of sm_89 and sm_120; the ring of a tactic is as deep as this allows
 MOST_STAGES = 6
 
 Tactic = dict[str, int]
@@ -40,46 +38,111 @@ def shared_bytes(t: Any, bits: int) -> int:
     return max(t["STAGES"] * stage_bytes(t, bits), sums)
 
 
-def _tile(bits: int, column_tiles: int, warps: int, row_tiles: int, splits: int, limit: int) -> Tactic:
-    """STAGES: as many as fit in ``limit`` bytes."""
-    tactic = {"COLUMN_TILES": column_tiles, "WARPS": warps, "ROW_TILES": row_tiles, "SPLITS": splits}
-    stages = min(limit // stage_bytes(tactic, bits), MOST_STAGES)
+def _tile(bits: int, column_tiles: int) -> Tactic:
+    """STAGES: as many as fit in the shared memory of any GPU."""
+    tactic = {"COLUMN_TILES": column_tiles, "WARPS": 4, "ROW_TILES": 1}
+    stages = min(SMALL_SHARED_BYTES // stage_bytes(tactic, bits), MOST_STAGES)
     return {**tactic, "STAGES": stages}
 
 
 def tactics(bits: int) -> tuple[Tactic, ...]:
-    """For 8, 16, 32 and 64 rows of x. First for GPUs with clusters, 2, 4 or 8 CTAs along K: two CTAs of 128 weight rows
-    to a multiprocessor, or one of 256 (more products for each x that is read). Last 64 weight rows for every GPU."""
-    table: list[Tactic] = []
-    for column_tiles in (1, 2, 4, 8):
-        for splits in (4, 2, 8):
-            if column_tiles <= 2:
-                table.append(_tile(bits, column_tiles, 8, 1, splits, MOST_SHARED_BYTES // 2 - CTA_BYTES))
-            table.append(_tile(bits, column_tiles, 8, 2, splits, MOST_SHARED_BYTES))
-        table.append(_tile(bits, column_tiles, 4, 1, 1, SMALL_SHARED_BYTES))
-    return tuple(table)
+    """64 weight rows of a CTA, for 8, 16, 32 and 64 rows of x, for every GPU."""
+    return tuple(_tile(bits, column_tiles) for column_tiles in (1, 2, 4, 8))
+
+
+ALIGNED_DEPTH = (lambda d: d.K % 16 == 0, "reads 16 bytes at a time, so K must be a multiple of 16")
 
 
 def requirements(bits: int) -> list[Any]:
     """Where the CUDA kernel cannot serve."""
-    rules: list[Any] = [
-        (lambda t, dev: t.SPLITS == 1 or dev.cc >= 90, "splits K over a cluster, which this GPU does not have"),
-        (
-            lambda t, dev: shared_bytes(t, bits) <= dev.smem_per_block,
-            "needs more shared memory than a block of this GPU has",
-        ),
-    ]
-    if bits == 8:
-        rules.append((lambda d: d.K % 16 == 0, "reads 16 bytes at a time, so K must be a multiple of 16"))
-    return rules
+    fits = (
+        lambda t, dev: shared_bytes(t, bits) <= dev.smem_per_block,
+        "needs more shared memory than a block of this GPU has",
+    )
+    return [fits, ALIGNED_DEPTH] if bits == 8 else [fits, (lambda has: not has.zero, "takes codes without zero points")]
 
 
 def launch(d: Any, t: Any, bits: int) -> Launch:
-    """One cluster for each block of weight rows, a row of clusters for each block of rows of x."""
+    """One CTA for each block of weight rows and block of rows of x."""
     shared = shared_bytes(t, bits)
     return Launch(
-        grid=(cdiv(d.N, block_rows(t)) * t.SPLITS, cdiv(d.M, t.COLUMN_TILES * MMA_COLUMNS)),
+        grid=(cdiv(d.N, block_rows(t)), cdiv(d.M, t.COLUMN_TILES * MMA_COLUMNS)),
         block=t.WARPS * 32,
+        shared=shared,
+        scalars=(d.M, d.N, d.K),
+        constants={"BITS": bits, "SPLITS": 1, "SHARED_BYTES": shared},
+    )
+
+
+# ---- the stream: weight_stream.cu ------------------------------------------------------------------------------
+
+STREAM_WARPS = 16
+STREAM_K = 512  # elements along K of a warp, 8 rows of x: as many registers as a lane can spare
+STREAM_ROW_BYTES = 128  # of each of 16 weight rows, in a slot
+MOST_RING_SLOTS = 6
+SPARE_SMS = 18  # that clusters of more than two can leave over: GPCs differ in size, and 32 of four do not fit 132
+WEIGHT_BYTES = {8: 0, 4: 2 * LOADS * 4}  # beside the codes of a row in a slot: scales, words with zero points
+
+
+def clusters_at_a_time(sms: int, ctas: int) -> int:
+    """How many clusters with one CTA to a multiprocessor surely run together."""
+    return max((sms if ctas <= 2 else sms - SPARE_SMS) // ctas, 1)
+
+
+def stream_parts(t: Mapping[str, int], bits: int) -> tuple[int, int, int]:
+    """Bytes of shared memory: all warps' rings and sums of x, the sums of their tiles, the sums of one tile."""
+    slot = MMA_ROWS * (STREAM_ROW_BYTES + WEIGHT_BYTES[bits])
+    tile = t["COLUMN_TILES"] * MMA_ROWS * MMA_COLUMNS * 4
+    x_sums = STREAM_K // GROUP * MMA_COLUMNS * 4 if bits == 4 else 0
+    return STREAM_WARPS * (t["RING_SLOTS"] * slot + x_sums), 2 * STREAM_WARPS * tile, tile
+
+
+def stream_shared_bytes(t: Mapping[str, int], bits: int) -> int:
+    """Dynamic shared memory of a CTA."""
+    ring, partial, tile = stream_parts(t, bits)
+    return ring + partial + t["TILES"] * tile
+
+
+def _stream(bits: int, column_tiles: int, splits: int) -> Tactic:
+    """RING_SLOTS: as many as fits beside the sums of 16 tiles; TILES: what fits then."""
+    least_tiles = 16
+    tactic = {"COLUMN_TILES": column_tiles, "SPLITS": splits, "RING_SLOTS": MOST_RING_SLOTS, "TILES": least_tiles}
+    while stream_shared_bytes(tactic, bits) > MOST_SHARED_BYTES:
+        tactic["RING_SLOTS"] -= 1
+    ring, partial, tile = stream_parts(tactic, bits)
+    return {**tactic, "TILES": min((MOST_SHARED_BYTES - ring - partial) // tile, 32)}
+
+
+def stream_tactics(bits: int) -> tuple[Tactic, ...]:
+    """For 8 and for 16 rows of x. More parts of K: each CTA reads less of x, and more sums are exchanged."""
+    return tuple(_stream(bits, *one) for one in ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (2, 4)))
+
+
+def stream_depth(t: Any) -> int:
+    """The largest K."""
+    return t["SPLITS"] * STREAM_WARPS * STREAM_K // t["COLUMN_TILES"]
+
+
+def stream_requirements(bits: int) -> list[Any]:
+    """Where the stream cannot serve."""
+    return [
+        (
+            lambda t, dev: stream_shared_bytes(t, bits) <= dev.smem_per_block,
+            "needs more shared memory than a block of this GPU has",
+        ),
+        (lambda d, t: stream_depth(t) >= d.K, "keeps its part of x in registers, so K must be smaller"),
+        *([ALIGNED_DEPTH] if bits == 8 else []),
+    ]
+
+
+def stream_launch(d: Any, t: Any, dev: Any, bits: int) -> Launch:
+    """As many clusters as run at a time, each with every so many-th tile; more of them where the sums would not fit."""
+    tiles = cdiv(d.N, MMA_ROWS)
+    clusters = maximum(minimum(tiles, clusters_at_a_time(dev.sms, t.SPLITS)), cdiv(tiles, t.TILES))
+    shared = stream_shared_bytes(t, bits)
+    return Launch(
+        grid=(clusters * t.SPLITS, cdiv(d.M, t.COLUMN_TILES * MMA_COLUMNS)),
+        block=STREAM_WARPS * 32,
         shared=shared,
         cluster=(t.SPLITS, 1, 1) if t.SPLITS > 1 else None,
         scalars=(d.M, d.N, d.K),
@@ -87,35 +150,85 @@ def launch(d: Any, t: Any, bits: int) -> Launch:
     )
 
 
-FULL_WARPS = 16  # of a multiprocessor, with which loads, conversions and products overlap well
-FEW_WARPS_TIME = 1.2  # estimated: with half of them
-L2_TIME = 0.5  # estimated: of a byte of x from L2, where a byte of the weights from memory takes 1
+# ---- wgmma: weight_wgmma.cu ------------------------------------------------------------------------------------
+
+WGMMA_ROWS = 256
+WGMMA_WARPS = 8  # with weights
+WGMMA_THREADS = 384
+WGMMA_STAGE_K = 128
+BARRIER_BYTES = 1024
+
+
+def wgmma_shared_bytes(t: Mapping[str, int], bits: int) -> int:
+    """Dynamic shared memory of a CTA: stages of x, the rings of all warps; or the sums in their place."""
+    slot = 2 * MMA_ROWS * (STREAM_ROW_BYTES + WEIGHT_BYTES[bits])
+    stages = (t["X_STAGES"] + t["X_AHEAD"]) * t["COLUMNS"] * WGMMA_STAGE_K * 2
+    rings = stages + WGMMA_WARPS * t["RING_SLOTS"] * slot
+    return BARRIER_BYTES + max(rings, t["COLUMNS"] * (WGMMA_ROWS + 4) * 4)
+
+
+def wgmma_tactics() -> tuple[Tactic, ...]:
+    """For 32 and for 64 rows of x."""
+    return tuple(
+        {"COLUMNS": columns, "SPLITS": splits, "X_STAGES": 3, "X_AHEAD": 4, "RING_SLOTS": depth}
+        for columns, splits, depth in ((32, 2, 4), (32, 3, 4), (64, 2, 3), (64, 3, 3))
+    )
+
+
+def wgmma_requirements(bits: int) -> list[Any]:
+    """Where wgmma cannot serve."""
+    return [ALIGNED_DEPTH] if bits == 8 else []
+
+
+def wgmma_launch(d: Any, t: Any, bits: int) -> Launch:
+    """One cluster for each 256 weight rows, a row of clusters for each block of rows of x."""
+    shared = wgmma_shared_bytes(t, bits)
+    return Launch(
+        grid=(cdiv(d.N, WGMMA_ROWS) * t.SPLITS, cdiv(d.M, t.COLUMNS)),
+        block=WGMMA_THREADS,
+        shared=shared,
+        cluster=(t.SPLITS, 1, 1) if t.SPLITS > 1 else None,
+        scalars=(d.M, d.N, d.K),
+        constants={"BITS": bits, "SHARED_BYTES": shared},
+    )
+
+
+# ---- what is chosen --------------------------------------------------------------------------------------------
+
+STREAM_ROWS = 16  # of x
 MOST_ROWS = 256  # of x: beyond, the weights are few beside the products, and large tiles of x read them less often
 
 
-def estimated_time(d: Any, dev: Any, t: Mapping[str, int], bits: int) -> float:
-    """In units of the time that the weights alone need: only ratios matter, for choosing between tactics."""
-    columns = t["COLUMN_TILES"] * MMA_COLUMNS
-    warps_per_sm = FULL_WARPS if t["ROW_TILES"] == 1 and t["WARPS"] == 8 else FULL_WARPS // 2
-    ctas_per_sm = warps_per_sm // t["WARPS"]
-    row_blocks = -(-d.N // block_rows(t))
-    load = row_blocks * t["SPLITS"] * -(-d.M // columns) / (dev.sms * ctas_per_sm)
-    waves = math.ceil(load) / load  # time over that of an even spread
-    x_bytes = row_blocks * d.M * d.K * 2  # each block of weight rows reads all of x, from L2
-    weight_bytes = d.N * d.K * bits / 8 * -(-d.M // columns)
-    return waves * (1.0 if warps_per_sm == FULL_WARPS else FEW_WARPS_TIME) * (1 + L2_TIME * x_bytes / weight_bytes)
+def stream_preferences(d: Any, dev: Any, table: Sequence[Mapping[str, int]]) -> list[Any]:
+    """The fewest column tiles that hold x, and of those the fewest parts of K: a second part costs 1.5 µs."""
+    if dev.cc < 90 or d.M > STREAM_ROWS:
+        return []
+    column_tiles = 1 if d.M <= MMA_COLUMNS else 2
+
+    def order(t: Mapping[str, int]) -> tuple[int, ...]:
+        return t["COLUMN_TILES"] != column_tiles, t["SPLITS"]
+
+    return [("stream", t) for t in sorted(table, key=order) if stream_depth(t) >= d.K]
 
 
-def preferences(d: Any, dev: Any, table: Sequence[Mapping[str, int]], bits: int) -> list[Any]:
-    """The fewest column tiles that hold x, and of those the tactics by their estimated time."""
-    usable = [t for t in table if dev.cc >= 90 or t["SPLITS"] == 1]
-    needed = min(-(-d.M // MMA_COLUMNS), max(t["COLUMN_TILES"] for t in usable))
-    column_tiles = min(t["COLUMN_TILES"] for t in usable if t["COLUMN_TILES"] >= needed)
+def wgmma_preferences(d: Any, dev: Any) -> list[Any]:
+    """The fewest columns that hold x, and of those what spreads best over the multiprocessors."""
+    if dev.cc != 90 or d.M <= STREAM_ROWS or d.M > MOST_ROWS:
+        return []
+    columns = 32 if d.M <= 32 else 64
 
     def order(t: Mapping[str, int]) -> tuple[float, ...]:
-        return t["COLUMN_TILES"] != column_tiles, estimated_time(d, dev, t, bits)
+        clusters = -(-d.N // WGMMA_ROWS) * -(-d.M // t["COLUMNS"])
+        waves = -(-clusters // clusters_at_a_time(dev.sms, t["SPLITS"]))
+        return t["COLUMNS"] != columns, waves / t["SPLITS"], t["SPLITS"]
 
-    cuda = [("cuda", t) for t in sorted(usable, key=order)]
+    return [("wgmma", t) for t in sorted(wgmma_tactics(), key=order)]
+
+
+def preferences(d: Any, dev: Any, table: Sequence[Mapping[str, int]], stream: Sequence[Mapping[str, int]]) -> list[Any]:
+    """The stream for few rows of x, wgmma for more; else the fewest column tiles that hold x, and Triton for many."""
+    needed = min(-(-d.M // MMA_COLUMNS), max(t["COLUMN_TILES"] for t in table))
+    cuda = [("cuda", t) for t in sorted(table, key=lambda t: (t["COLUMN_TILES"] < needed, t["COLUMN_TILES"]))]
     if d.M > MOST_ROWS:
         return ["triton", *cuda, "triton_elementwise"]
-    return [*cuda, "triton", "triton_elementwise"]
+    return [*stream_preferences(d, dev, stream), *wgmma_preferences(d, dev), *cuda, "triton", "triton_elementwise"]

@@ -1,9 +1,10 @@
 """Linear layers whose weights are integers and whose activations are not: y = act(x · dequantize(w)ᵀ + bias).
 
 Weights and scales are what the quantize family makes: ``quantize_token`` (int8, one float32 scale per row of w) and
-``pack_int4`` (two codes per byte, one float32 scale per 128 elements of a row). They are read as they lie there: no
-shuffle beforehand. Codes become 16-bit floats exactly, products accumulate in float32, scales, bias and activation are
-applied in float32, and the result is rounded once. A network that dequantizes to 16 bits first rounds each weight.
+``pack_int4`` (two codes per byte, one float32 scale per 128 elements of a row); 4-bit codes may have a zero point per
+group besides. They are read as they lie there: no shuffle beforehand. Codes become 16-bit floats exactly, products
+accumulate in float32, scales, bias and activation are applied in float32, and the result is rounded once. A network
+that dequantizes to 16 bits first rounds each weight.
 """
 
 import math
@@ -15,7 +16,19 @@ from trtforge.kernels.fused_gemm.geometry import triton_tile
 from trtforge.kernels.fused_gemm.op import ACTIVATION_FUNCTIONS, ACTIVATIONS, TOLERANCE
 from trtforge.kernels.quantize.reference import spread, unpack_int4
 from trtforge.kernels.weight_only_gemm import patterns, peers
-from trtforge.kernels.weight_only_gemm.geometry import GROUP, launch, preferences, requirements, tactics
+from trtforge.kernels.weight_only_gemm.geometry import (
+    GROUP,
+    launch,
+    preferences,
+    requirements,
+    stream_launch,
+    stream_requirements,
+    stream_tactics,
+    tactics,
+    wgmma_launch,
+    wgmma_requirements,
+    wgmma_tactics,
+)
 
 BENCHMARK_WEIGHTS = ((8192, 8192), (14336, 4096))
 BENCHMARK_ROWS = (1, 4, 16, 64)
@@ -34,7 +47,7 @@ def scale_sample(bits):
     )
 
 
-def declare_op(bits, weights, scales, rules, step, doc):
+def declare_op(bits, weights, scales, rules, step, doc, more_inputs=None, more_cases=()):
     """``step``: what K is a multiple of in the cases of the CUDA kernel."""
     return Op(
         f"trtforge::int{bits}_weight_gemm",
@@ -44,6 +57,7 @@ def declare_op(bits, weights, scales, rules, step, doc):
             "w": weights,
             "scale": scales,
             "bias": Tensor("N", dtype="x", optional=True, doc="added to every row before the activation"),
+            **(more_inputs or {}),
         },
         outputs={"y": Tensor("*M", "N", dtype="x")},
         attributes={"activation": Attr("none", choices=ACTIVATIONS, doc="applied to the scaled float32 sums")},
@@ -72,6 +86,7 @@ def declare_op(bits, weights, scales, rules, step, doc):
                 for shape in BENCHMARK_WEIGHTS
                 for m in BENCHMARK_ROWS
             ),
+            *more_cases,
         ],
     )
 
@@ -95,7 +110,30 @@ int4_weight_gemm = declare_op(
     [(lambda d: d.K % GROUP == 0, f"K must be a multiple of {GROUP}: groups of weights are whole")],
     GROUP,
     f"y = activation(x · (w · scale)ᵀ + bias) for 4-bit weights with one scale per {GROUP} elements along K, as "
-    "trtforge::pack_int4 makes them (codes are symmetric; -8 is taken as well), and 16-bit x (W4A16).",
+    "trtforge::pack_int4 makes them (codes are symmetric; -8 is taken as well), and 16-bit x (W4A16). With zero "
+    "points, (code - zero) · scale.",
+    more_inputs={
+        "zero": Tensor(
+            "N",
+            cdiv(sym("K"), GROUP),
+            dtype="int8",
+            optional=True,
+            sample=lambda rng, shape: rng.integers(-8, 8, shape).astype(np.int8),
+            doc="-8 to 7: the code of zero in each group. Unsigned codes and zero points, less 8 each, are these",
+        )
+    },
+    more_cases=[
+        Case(sizes(1, 24, 384), {}, ("zero",)),
+        Case(sizes(6, 72, 1280), {"activation": "silu"}, ("bias", "zero"), leading=(2, 3)),
+        Case(sizes(16, 130, 1024), {}, ("zero",)),
+        Case(sizes(40, 33, 512), {"activation": "relu"}, ("bias", "zero")),
+        Case(sizes(4, 1033, 14336), {}, ("zero",), tags=("gpu",)),
+        Case(sizes(64, 1000, 2048), {}, ("zero",), tags=("gpu",)),
+        *(
+            Case(sizes(m, *BENCHMARK_WEIGHTS[0]), {}, ("zero",), tags=("bench",), dtypes=BF16)
+            for m in (BENCHMARK_ROWS[0], BENCHMARK_ROWS[-1])
+        ),
+    ],
 )
 
 
@@ -111,9 +149,11 @@ def _(x, w, scale, bias, *, activation):
 
 
 @int4_weight_gemm.reference
-def _(x, w, scale, bias, *, activation):
-    codes = unpack_int4(w)
-    return finished(x, codes.astype(np.float32) * spread(scale, (1, GROUP), codes.shape), bias, activation)
+def _(x, w, scale, bias, zero, *, activation):
+    codes = unpack_int4(w).astype(np.float32)
+    if zero is not None:
+        codes -= spread(zero.astype(np.float32), (1, GROUP), codes.shape)
+    return finished(x, codes * spread(scale, (1, GROUP), codes.shape), bias, activation)
 
 
 # ---- kernels -----------------------------------------------------------------------------------------------
@@ -125,6 +165,10 @@ TRITON_INT8_TACTICS = (
 TRITON_INT4_TACTICS = (
     {"BLOCK_M": 16, "BLOCK_N": 64, "GROUP_M": 8, "num_warps": 4, "num_stages": 4},
     {"BLOCK_M": 64, "BLOCK_N": 128, "GROUP_M": 8, "num_warps": 8, "num_stages": 2},
+)
+ELEMENTWISE_INT4_TACTICS = (  # smaller: every element has an address of its own, in registers
+    {"BLOCK_M": 16, "BLOCK_N": 32, "GROUP_M": 8, "num_warps": 4, "num_stages": 2},
+    {"BLOCK_M": 32, "BLOCK_N": 32, "GROUP_M": 8, "num_warps": 4, "num_stages": 2},
 )
 WIDE = 16
 
@@ -138,15 +182,35 @@ def triton_launch(d, t, vector, constants, depth):
 
 
 def declare_cuda(op, bits):
-    table = tactics(bits)
+    table, stream = tactics(bits), stream_tactics(bits)
+
+    @op.kernel(
+        cuda("weight_stream.cu"),
+        name="stream",
+        arch="sm_90+",
+        tactics=stream,
+        requires=stream_requirements(bits),
+    )
+    def _(d, t, dev):
+        return stream_launch(d, t, dev, bits)
 
     @op.kernel(cuda("weight_only_gemm.cu"), tactics=table, requires=requirements(bits))
     def _(d, t):
         return launch(d, t, bits)
 
+    @op.kernel(
+        cuda("weight_wgmma.cu"),
+        name="wgmma",
+        arch=("sm_90a",),
+        tactics=wgmma_tactics(),
+        requires=wgmma_requirements(bits),
+    )
+    def _(d, t):
+        return wgmma_launch(d, t, bits)
+
     @op.heuristic
     def _(d, dev):
-        return preferences(d, dev, table, bits)
+        return preferences(d, dev, table, stream)
 
     @op.cost
     def _(d):
@@ -164,11 +228,11 @@ def declare_triton_int8(name, vector, **options):
         return triton_launch(d, t, vector, {}, d.K // vector)
 
 
-def declare_triton_int4(name, vector, **options):
+def declare_triton_int4(name, vector, table, **options):
     @int4_weight_gemm.kernel(
         triton("weight_only_gemm_triton.py", entry="int4_weight_gemm"),
         name=name,
-        tactics=TRITON_INT4_TACTICS,
+        tactics=table,
         **options,
     )
     def _(d, t):
@@ -182,8 +246,8 @@ declare_cuda(int8_weight_gemm, 8)
 declare_cuda(int4_weight_gemm, 4)
 declare_triton_int8("triton", WIDE, requires=[WIDE_COLUMNS, WIDE_DEPTH])
 declare_triton_int8("triton_elementwise", 1, align=4)
-declare_triton_int4("triton", WIDE, requires=[WIDE_COLUMNS])
-declare_triton_int4("triton_elementwise", 1, align=4)
+declare_triton_int4("triton", WIDE, TRITON_INT4_TACTICS, requires=[WIDE_COLUMNS])
+declare_triton_int4("triton_elementwise", 1, ELEMENTWISE_INT4_TACTICS, align=4)
 
 patterns.declare(int8_weight_gemm, int4_weight_gemm)
 peers.declare(int8_weight_gemm, int4_weight_gemm)

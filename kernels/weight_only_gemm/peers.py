@@ -11,11 +11,19 @@ _GROUP = 128
 _TINYGEMM_TILES = 8  # of 16 along K that a thread of the 4-bit kernel has together
 
 
-def _nibbles(w: Any) -> Any:
-    """The signed codes of packed 4-bit weights."""
+def _dequantized(w: Any, scale: Any, zero: Any, kind: Any) -> Any:
+    """The 16-bit matrix of packed codes, group by group of columns: no temporary is larger than a fraction of it."""
     import torch
 
-    return (torch.stack((w & 0xF, w >> 4), dim=-1).reshape(w.shape[0], -1) ^ 8).to(torch.int8) - 8
+    weights = torch.empty((w.shape[0], 2 * w.shape[1]), dtype=kind, device=w.device)
+    for group in range(scale.shape[1]):
+        packed = w[:, group * _GROUP // 2 : (group + 1) * _GROUP // 2].to(torch.int32)
+        codes = torch.stack((packed & 15, packed >> 4), dim=-1).reshape(w.shape[0], _GROUP)
+        numbers = torch.where(codes > 7, codes - 16, codes).float()
+        if zero is not None:
+            numbers = numbers - zero[:, group, None].float()
+        weights[:, group * _GROUP : (group + 1) * _GROUP] = (numbers * scale[:, group, None]).to(kind)
+    return weights
 
 
 def declare(int8_weight_gemm: Op, int4_weight_gemm: Op) -> None:
@@ -32,9 +40,8 @@ def declare(int8_weight_gemm: Op, int4_weight_gemm: Op) -> None:
         return multiply(x, (w.float() * scale[:, None]).to(x.dtype), bias, activation)
 
     @int4_weight_gemm.peer("cuBLAS, 16-bit weights", setup=True)
-    def _(x: Any, w: Any, scale: Any, bias: Any, *, activation: str) -> Any:
-        grouped = _nibbles(w).float().reshape(w.shape[0], -1, _GROUP) * scale[:, :, None]
-        return multiply(x, grouped.to(x.dtype).reshape(w.shape[0], -1), bias, activation)
+    def _(x: Any, w: Any, scale: Any, bias: Any, zero: Any, *, activation: str) -> Any:
+        return multiply(x, _dequantized(w, scale, zero, x.dtype), bias, activation)
 
     @int4_weight_gemm.peer(
         "tinygemm int4",
@@ -43,9 +50,10 @@ def declare(int8_weight_gemm: Op, int4_weight_gemm: Op) -> None:
             (lambda dt: dt["x"] == "bfloat16", "multiplies bfloat16"),
             (lambda d: d.N % 8 == 0, "needs N to be a multiple of 8"),
             (lambda a, has: a.activation == "none" and not has.bias, "has no bias and no activation"),
+            (lambda has: not has.zero, "is given codes without zero points"),
         ],
     )
-    def _(x: Any, w: Any, scale: Any, bias: Any, *, activation: str) -> Any:
+    def _(x: Any, w: Any, scale: Any, bias: Any, zero: Any, *, activation: str) -> Any:
         import torch
 
         offset = w ^ 0x88  # codes + 8; the even element in the high nibble

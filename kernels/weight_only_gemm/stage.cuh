@@ -3,7 +3,7 @@
 
 #include "common/cp_async.cuh"
 #include "common/mma.cuh"
-#include "common/widen.cuh"
+#include "codes.cuh"
 #include "tile.cuh"
 
 // Byte offset of what this lane loads of the warp's rows 8 `eight` .. 8 `eight` + 7.
@@ -34,9 +34,9 @@ struct copier {
     int rows, columns;     // that exist, from the first that this thread copies
     uint32_t first_chunk;  // byte offset in a stage
 
-    // The block multiplies weight rows first_row .. N and rows of x first_column .. M, from `step` on.
+    // The block multiplies weight rows first_row .. N and rows of x first_column .. M.
     __device__ __forceinline__ copier(const x_t* all_x, const unsigned char* all_weights, const float* all_scales,
-                                      int M, int N, int depth, int first_row, int first_column, int step)
+                                      int M, int N, int depth, int first_row, int first_column)
         : K(depth), row_bytes(depth / (8 / BITS)) {
         const int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE;
         const int warp_row = first_row + warp * WARP_ROWS;
@@ -44,9 +44,9 @@ struct copier {
         const int column = thread / ROW_CHUNKS, chunk = thread % ROW_CHUNKS;
         rows = N - warp_row;
         columns = min(BLOCK_COLUMNS, M - first_column) - column;
-        byte = step * STEP_BYTES + lane % ROW_LANES * LOAD_BYTES;
-        k = step * STEP_K + chunk * CHUNK;
-        group = step * LOADS + lane % LOADS;
+        byte = lane % ROW_LANES * LOAD_BYTES;
+        k = chunk * CHUNK;
+        group = lane % LOADS;
         weights = all_weights + static_cast<size_t>(warp_row + lane / ROW_LANES) * row_bytes + byte;
         x = all_x + static_cast<size_t>(first_column + column) * K + k;
         scales = all_scales + static_cast<size_t>(warp_row + lane / LOADS) * (K / GROUP) + group;
@@ -117,33 +117,12 @@ struct copier {
     __device__ __forceinline__ void arrange(unsigned char* stage) const {
         for_each_chunk([&](uint32_t offset) {
             uint4& eight = *reinterpret_cast<uint4*>(stage + offset);
-            const uint4 pairs = eight;  // (0, 1) (2, 3) (4, 5) (6, 7)
-            constexpr uint32_t LOW = 0x5410, HIGH = 0x7632;
-            if constexpr (BITS == 4) {  // (0, 4) (1, 5) (2, 6) (3, 7)
-                eight = make_uint4(__byte_perm(pairs.x, pairs.z, LOW), __byte_perm(pairs.x, pairs.z, HIGH),
-                                   __byte_perm(pairs.y, pairs.w, LOW), __byte_perm(pairs.y, pairs.w, HIGH));
-            } else {  // (0, 2) (1, 3) (4, 6) (5, 7)
-                eight = make_uint4(__byte_perm(pairs.x, pairs.y, LOW), __byte_perm(pairs.x, pairs.y, HIGH),
-                                   __byte_perm(pairs.z, pairs.w, LOW), __byte_perm(pairs.z, pairs.w, HIGH));
-            }
+            eight = arranged(eight);
         });
     }
 };
 
-// Chunk `i` of a lane's load as four operand registers.
-__device__ __forceinline__ void widen_chunk(const uint32_t (&words)[4], int i, uint32_t (&pairs)[4]) {
-    if constexpr (BITS == 4) {
-        forge::widen_int4<x_t>(words[i], pairs);
-    } else {
-        uint32_t low[2], high[2];
-        forge::widen_int8<x_t>(words[2 * i], low);
-        forge::widen_int8<x_t>(words[2 * i + 1], high);
-        pairs[0] = low[0], pairs[1] = low[1], pairs[2] = high[0], pairs[3] = high[1];
-    }
-}
-
-// sums += codes of one load times x: two products along K for each chunk. Operand A is 16 weight rows, B 8 rows of x;
-// which elements along K meet in a product does not matter as long as both operands agree.
+// sums += codes of one load times x: two products along K for each chunk. Operand A is 16 weight rows, B 8 rows of x.
 __device__ __forceinline__ void multiply_load(accumulator& sums, const unsigned char* stage, int load) {
     constexpr int AT_ONCE = COLUMN_TILES < 4 ? COLUMN_TILES : 4;  // tiles whose products may overlap
     const int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE;
@@ -171,7 +150,7 @@ __device__ __forceinline__ void multiply_load(accumulator& sums, const unsigned 
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 uint32_t pairs[4];
-                widen_chunk(words[tile][half], i, pairs);
+                widen_chunk(words[tile][half], i, forge::int4_offset<x_t>(0), pairs);
 #pragma unroll
                 for (int pair = 0; pair < 4; ++pair) a[pair / 2][tile][pair % 2 * 2 + half] = pairs[pair];
             }

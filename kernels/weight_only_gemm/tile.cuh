@@ -1,7 +1,7 @@
 // Tile constants and the shared-memory plan of the weight-only GEMM.
 //
 // From the launch: BITS (8 or 4), SHARED_BYTES. From the tactic: WARPS, ROW_TILES (of 16 weight rows for each warp),
-// COLUMN_TILES (of 8 rows of x for each warp), SPLITS (CTAs of a cluster, each with a part of K), STAGES.
+// COLUMN_TILES (of 8 rows of x for each warp), STAGES.
 //
 //   a step    128 bytes of every weight row: 128 codes of 8 bits, or 256 of 4
 //   a load    16 bytes of a row by one lane; the four lanes that share a row have 64 bytes together, which are one
@@ -15,6 +15,10 @@
 #pragma once
 
 #include "common/shared_address.cuh"
+
+constexpr bool HAS_GROUPS = BITS == 4;
+
+#include "codes.cuh"
 
 constexpr int WARP_SIZE = 32;
 constexpr int THREADS = WARPS * WARP_SIZE;
@@ -31,15 +35,12 @@ constexpr int STEP_BYTES = LOADS * ROW_LANES * LOAD_BYTES;
 constexpr int STEP_K = STEP_BYTES * 8 / BITS;
 constexpr int LOAD_K = STEP_K / LOADS;
 
-constexpr int CHUNK = 8;
-constexpr int CHUNK_BYTES = 16;
 constexpr int CHUNKS = LOAD_BYTES * 8 / BITS / CHUNK;  // of a load
 constexpr int ROW_CHUNKS = STEP_K / CHUNK;
 
 constexpr int WEIGHT_BYTES = BLOCK_ROWS * STEP_BYTES;
 constexpr int X_ROW_BYTES = STEP_K * 2;
 constexpr int X_BYTES = BLOCK_COLUMNS * X_ROW_BYTES;
-constexpr bool HAS_GROUPS = BITS == 4;
 constexpr int GROUP = 128;
 constexpr int SCALE_BYTES = HAS_GROUPS ? BLOCK_ROWS * LOADS * 4 : 0;
 constexpr int STAGE_BYTES = WEIGHT_BYTES + X_BYTES + SCALE_BYTES;

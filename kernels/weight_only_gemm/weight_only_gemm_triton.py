@@ -67,6 +67,7 @@ def int4_weight_gemm(
     w_ptr,
     scale_ptr,
     bias_ptr,
+    zero_ptr,
     M,
     N_vectors,
     groups,
@@ -78,8 +79,10 @@ def int4_weight_gemm(
     VECTOR: tl.constexpr,
     ACTIVATION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_ZERO: tl.constexpr,
 ):
-    """A step is one group. Even and odd elements of x meet the low and the high nibbles in a product of their own."""
+    """A step is one group. Even and odd elements of x meet the low and the high nibbles in a product of their own; the
+    zero point of the group meets the sum of x."""
     N = N_vectors * VECTOR
     HALF: tl.constexpr = GROUP // 2
     tile_m, tile_n = grouped_tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_M)
@@ -91,7 +94,7 @@ def int4_weight_gemm(
 
     x_tile = x_ptr + rows.to(tl.int64)[:, None] * (groups * GROUP) + 2 * depth[None, :]
     w_tile = w_ptr + columns.to(tl.int64)[None, :] * (groups * HALF) + depth[:, None]
-    scale_column = scale_ptr + columns.to(tl.int64) * groups
+    group_column = columns.to(tl.int64) * groups
     sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for _ in range(groups):
         even = tl.load(x_tile, mask=row_inside[:, None], other=0.0)
@@ -101,8 +104,12 @@ def int4_weight_gemm(
         high = ((packed >> 4) ^ 8) - 8
         part = tl.dot(even, low.to(even.dtype))
         part = tl.dot(odd, high.to(odd.dtype), part)
-        sums += part * tl.load(scale_column, mask=column_inside, other=0.0)[None, :]
+        if HAS_ZERO:
+            zero = tl.load(zero_ptr + group_column, mask=column_inside, other=0).to(tl.float32)
+            row_sum = tl.sum(even.to(tl.float32) + odd.to(tl.float32), axis=1)
+            part -= row_sum[:, None] * zero[None, :]
+        sums += part * tl.load(scale_ptr + group_column, mask=column_inside, other=0.0)[None, :]
         x_tile += GROUP
         w_tile += HALF
-        scale_column += 1
+        group_column += 1
     _store(sums, bias_ptr, y_ptr, rows, columns, M, N, ACTIVATION, HAS_BIAS)

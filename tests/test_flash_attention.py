@@ -272,6 +272,8 @@ def test_sm90_persistent_blocks_get_equal_shares(length: int, batch: int) -> Non
 PERSISTENT_CASES = (
     ({"B": 2, "Hq": 2, "Hkv": 1, "Sq": 300, "Sk": 400, "D": 128}, {"causal": True}, (), 2),
     ({"B": 1, "Hq": 2, "Hkv": 2, "Sq": 700, "Sk": 200, "D": 64}, {"causal": True}, (), 2),
+    ({"B": 1, "Hq": 2, "Hkv": 1, "Sq": 256, "Sk": 256, "D": 128}, {"causal": True}, (), 2),
+    ({"B": 3, "Hq": 2, "Hkv": 1, "Sq": 150, "Sk": 300, "D": 72}, {"causal": True, "window": 90}, ("k_lengths",), 2),
     ({"B": 4, "Hq": 2, "Hkv": 1, "Sq": 70, "Sk": 300, "D": 104}, {"window": 60}, ("k_lengths",), 3),
 )
 

@@ -32,15 +32,53 @@ struct cache_pages {
     int pages, page_size;  // page_size in keys
     int kv_heads, kv_head, batch;
 
-    __device__ __forceinline__ int page_of(int tile) const {
-        return HAS_BLOCK_TABLE ? table[tile * TILE_KEYS / page_size] : batch;
+    // Byte offset in k and in v of the tile `inside` of a page.
+    __device__ __forceinline__ long long offset(int page, int inside) const {
+        const int held = min(max(page, 0), pages - 1);
+        const long long first_row = (static_cast<long long>(held) * kv_heads + kv_head) * page_size;
+        return (first_row + inside * TILE_KEYS) * HEAD_BYTES;
+    }
+};
+
+// A warp's next tile to be copied: its page, whose number is read a tile ahead, and the tile in the page. Pages advance by
+// addition: a division for every tile is 40 instructions.
+struct cache_cursor {
+    const cache_pages& cache;
+    const int end;
+    int tile, page, inside;
+    int tiles_per_page, page_index, step_pages, step_tiles;
+
+    __device__ __forceinline__ cache_cursor(const cache_pages& pages, int first, int end_tile)
+        : cache(pages), end(end_tile), tile(first), page(pages.batch), inside(first) {
+        if constexpr (HAS_BLOCK_TABLE) {
+            tiles_per_page = cache.page_size / TILE_KEYS;
+            page_index = first / tiles_per_page;
+            inside = first % tiles_per_page;
+            step_pages = WARPS / tiles_per_page;
+            step_tiles = WARPS % tiles_per_page;
+            read_page();
+        }
+    }
+    __device__ __forceinline__ bool more() const { return tile < end; }
+    __device__ __forceinline__ long long offset() const { return cache.offset(page, inside); }
+    __device__ __forceinline__ void advance() {
+        tile += WARPS;
+        if constexpr (HAS_BLOCK_TABLE) {
+            page_index += step_pages;
+            inside += step_tiles;
+            if (inside >= tiles_per_page) {
+                inside -= tiles_per_page;
+                ++page_index;
+            }
+            read_page();
+        } else {
+            inside = tile;
+        }
     }
 
-    // Byte offset of a tile in k and in v.
-    __device__ __forceinline__ long long offset(int page, int tile) const {
-        const int inside = min(max(page, 0), pages - 1);
-        const int row = HAS_BLOCK_TABLE ? tile * TILE_KEYS % page_size : tile * TILE_KEYS;
-        return ((static_cast<long long>(inside) * kv_heads + kv_head) * page_size + row) * HEAD_BYTES;
+   private:
+    __device__ __forceinline__ void read_page() {
+        if (more()) page = cache.table[page_index];
     }
 };
 
@@ -141,15 +179,12 @@ __device__ __forceinline__ void attend(unsigned char* shared, const q_t* q, cons
     const uint32_t ring = shared_address(shared) + warp * RING_BYTES;
     const unsigned char* k_bytes = reinterpret_cast<const unsigned char*>(k);
     const unsigned char* v_bytes = reinterpret_cast<const unsigned char*>(v);
-    int next = first_tile;  // to be copied
-    int next_page = next < end_tile ? cache.page_of(next) : 0;
+    cache_cursor next(cache, first_tile, end_tile);
     auto copy_next = [&](int stage) {
-        if (next < end_tile) {
-            const long long offset = cache.offset(next_page, next);
-            const int present = keys - next * TILE_KEYS;
-            copy_stage(ring + stage * STAGE_BYTES, k_bytes + offset, v_bytes + offset, present);
-            next += WARPS;
-            next_page = next < end_tile ? cache.page_of(next) : 0;  // read ahead: used a tile later
+        if (next.more()) {
+            const long long offset = next.offset();
+            copy_stage(ring + stage * STAGE_BYTES, k_bytes + offset, v_bytes + offset, keys - next.tile * TILE_KEYS);
+            next.advance();
         }
         cp_async_commit();
     };

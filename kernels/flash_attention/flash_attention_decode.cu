@@ -9,7 +9,7 @@ using cache_t = k_t;
 
 using namespace forge;
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, CTAS_PER_SM)
 flash_attention_decode(const q_t* __restrict__ q, const k_t* __restrict__ k, const v_t* __restrict__ v,
 #if HAS_K_LENGTHS
                        const int32_t* __restrict__ k_lengths,

@@ -4,18 +4,21 @@
 //                          l' = l * rescale + sum p                         o' = o * rescale + p v
 //
 //   c = scale * log2(e); with a soft cap the scores are first tanh(s * scale / cap), and c = cap * log2(e).
+//   with scales of heads (eight_bit.cuh) c is a run-time value, and p is 2^8 times as large
 //
 // A thread owns two rows of the tile (see row_limits); four neighboring lanes share them. The maximum is reduced over
 // the four lanes for every block, the sum only at the end. Compile-time inputs: SCALE > 0, SOFT_CAP >= 0.
 #pragma once
 
 #include "common/shared_address.cuh"
+#include "eight_bit.cuh"
 
 namespace forge {
 
 constexpr float LOG2_E = 1.44269504088896340736f;
 constexpr float LN_2 = 0.69314718055994530942f;
 constexpr bool HAS_SOFT_CAP = SOFT_CAP > 0.0f;
+static_assert(!HAS_SOFT_CAP || !EIGHT_BIT, "a soft cap needs the scale of the scores when this is compiled");
 constexpr float EXPONENT_SCALE = (HAS_SOFT_CAP ? SOFT_CAP : SCALE) * LOG2_E;
 constexpr float NO_MAXIMUM = -1.0e30f;  // finite, so that a row with no visible key yet gives 2^(-inf) = 0, not NaN
 constexpr uint32_t ALL_LANES = 0xffffffffu;
@@ -67,6 +70,11 @@ __device__ __forceinline__ float quad_sum(float x) {
 }
 
 struct online_softmax {
+#if EIGHT_BIT
+    float exponent_scale = 0.0f;  // from a score of codes to an exponent of two, for the tile's heads
+#else
+    static constexpr float exponent_scale = EXPONENT_SCALE;
+#endif
     float maximum[2] = {NO_MAXIMUM, NO_MAXIMUM};
     float sum[2] = {0.0f, 0.0f};  // of this lane's columns
 
@@ -81,16 +89,17 @@ struct online_softmax {
                 highest = fmaxf(highest, fmaxf(s[i + 2 * row], s[i + 2 * row + 1]));
             }
             highest = quad_max(highest);
-            rescale[row] = exp2_approximate((maximum[row] - highest) * EXPONENT_SCALE);
+            rescale[row] = exp2_approximate((maximum[row] - highest) * exponent_scale);
             maximum[row] = highest;
-            const float offset = -highest * EXPONENT_SCALE;
+            const float offset = EIGHT_BIT ? fmaf(-highest, exponent_scale, PROBABILITY_EXPONENT)
+                                           : -highest * exponent_scale;
             float block_sum = 0.0f;
 #pragma unroll
             for (int i = 0; i < COUNT; i += 4) {
 #pragma unroll
                 for (int e = 0; e < 2; ++e) {
                     float& value = s[i + 2 * row + e];
-                    value = exp2_approximate(fmaf(value, EXPONENT_SCALE, offset));
+                    value = exp2_approximate(fmaf(value, exponent_scale, offset));
                     block_sum += value;
                 }
             }
@@ -98,12 +107,12 @@ struct online_softmax {
         }
     }
 
-    // 1 / (sum over the whole row); 0 for a row that saw no key, whose output is then zero.
-    __device__ __forceinline__ void reciprocals(float (&inverse)[2]) const {
+    // numerator / (sum over the whole row); 0 for a row that saw no key, whose output is then zero.
+    __device__ __forceinline__ void reciprocals(float (&inverse)[2], float numerator = 1.0f) const {
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
             const float total = quad_sum(sum[row]);
-            inverse[row] = total == 0.0f ? 0.0f : 1.0f / total;
+            inverse[row] = total == 0.0f ? 0.0f : numerator / total;
         }
     }
 
@@ -113,7 +122,7 @@ struct online_softmax {
         for (int row = 0; row < 2; ++row) {
             const float total = quad_sum(sum[row]);
             lse[row] = total == 0.0f ? __int_as_float(static_cast<int>(0xff800000u))
-                                     : fmaf(maximum[row], EXPONENT_SCALE, log2_approximate(total)) * LN_2;
+                                     : fmaf(maximum[row], exponent_scale, log2_approximate(total) - PROBABILITY_EXPONENT) * LN_2;
         }
     }
 };

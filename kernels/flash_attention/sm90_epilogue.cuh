@@ -23,11 +23,11 @@ __device__ __forceinline__ int first_query_of_thread(const work_item& item, int 
 }
 
 // Where row `query` of the output begins for this lane, which stores columns 32 g + 8 (lane % 4) .. + 7 of it.
-__device__ __forceinline__ q_t* lane_columns(q_t* output, const work_item& item, int queries, int query) {
+__device__ __forceinline__ o_t* lane_columns(o_t* output, const work_item& item, int queries, int query) {
     return output + item.output_row(queries, query) * HEAD_DIM + threadIdx.x % 4 * 8;
 }
 
-__device__ __forceinline__ void store_rows(const float (&o)[TILE_D / 2], const float (&factor)[2], q_t* output,
+__device__ __forceinline__ void store_rows(const float (&o)[TILE_D / 2], const float (&factor)[2], o_t* output,
                                            const work_item& item, int warpgroup, int queries) {
     const int first_query = first_query_of_thread(item, warpgroup);
     const int lane_column = threadIdx.x % 4 * 8;
@@ -41,7 +41,7 @@ __device__ __forceinline__ void store_rows(const float (&o)[TILE_D / 2], const f
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
                 const int at = 4 * (4 * group + j) + 2 * row;
-                packed[j] = pack2<q_t>(o[at] * factor[row], o[at + 1] * factor[row]);
+                packed[j] = pack2<o_t>(o[at] * factor[row], o[at + 1] * factor[row]);
             }
             quad_transpose(packed);
             if (query < queries && 32 * group + lane_column < HEAD_DIM) {
@@ -66,7 +66,7 @@ __device__ __forceinline__ void store_lse(const float (&values)[2], float* lse, 
 }
 
 // The output of a tile that sees no key.
-__device__ __forceinline__ void store_zeros(q_t* output, const work_item& item, int warpgroup, int queries) {
+__device__ __forceinline__ void store_zeros(o_t* output, const work_item& item, int warpgroup, int queries) {
     for (int row = 0; row < 2; ++row) {
         const int query = first_query_of_thread(item, warpgroup) + 8 * row;
         uint4* const target = reinterpret_cast<uint4*>(lane_columns(output, item, queries, query));
@@ -96,8 +96,8 @@ __device__ __forceinline__ void store_output(float (&o)[TILE_D / 2], const onlin
         const uint32_t chunk = pair * 16 / CHUNK_COLUMNS;
         const uint32_t column_bytes = pair * 32 % SWIZZLE128_ROW_BYTES + group * 16;
         const uint32_t packed[4] = {
-            pack2<q_t>(o[8 * pair + 0], o[8 * pair + 1]), pack2<q_t>(o[8 * pair + 2], o[8 * pair + 3]),
-            pack2<q_t>(o[8 * pair + 4], o[8 * pair + 5]), pack2<q_t>(o[8 * pair + 6], o[8 * pair + 7])};
+            pack2<o_t>(o[8 * pair + 0], o[8 * pair + 1]), pack2<o_t>(o[8 * pair + 2], o[8 * pair + 3]),
+            pack2<o_t>(o[8 * pair + 4], o[8 * pair + 5]), pack2<o_t>(o[8 * pair + 6], o[8 * pair + 7])};
         stmatrix_x4(rows + chunk * Q_CHUNK_BYTES + swizzle128(row * SWIZZLE128_ROW_BYTES + column_bytes), packed);
     }
     fence_proxy_async_shared();

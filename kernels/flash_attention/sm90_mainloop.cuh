@@ -14,6 +14,10 @@
 #pragma once
 
 #include "common/numeric.cuh"
+#if EIGHT_BIT
+#include "common/quantize.cuh"
+#include "common/wgmma_8bit.cuh"
+#endif
 #include "online_softmax.cuh"
 #include "sm90_config.cuh"
 #include "sm90_epilogue.cuh"
@@ -26,6 +30,10 @@ struct consumer {
     float o[TILE_D / 2];
     float s[BLOCK_N / 2];
     uint32_t p[VALUE_STEPS][4];
+#if SUM_BY_BLOCK
+    float block_o[TILE_D / 2];  // P V of one block
+    float owed_rescale[2];      // what O shrinks by before block_o is added
+#endif
     online_softmax softmax;
     ring_position<STAGES> k_ring, v_ring;
     uint32_t q_parity = 0;
@@ -64,13 +72,34 @@ struct consumer {
         wgmma_commit();
     }
 
-    // O += P V for the V tile at the head of its ring. V is stored key by key, so the product's K runs across rows.
+    // Where P V goes.
+    __device__ __forceinline__ float (&products())[TILE_D / 2] {
+#if SUM_BY_BLOCK
+        return block_o;
+#else
+        return o;
+#endif
+    }
+
+    // O += P V for the V tile at the head of its ring. 16-bit V is stored key by key, so the product's K runs across rows.
     __device__ __forceinline__ void issue_output() {
+#if EIGHT_BIT
+        const uint64_t v_descriptor = swizzle128_k_major(shared.v_tile(v_ring.stage));
+#pragma unroll
+        for (int step = 0; step < VALUE_STEPS; ++step) {
+            const uint32_t chunk = step / STEPS_PER_CHUNK;
+            const uint32_t within = step % STEPS_PER_CHUNK * K_MAJOR_STEP_BYTES;
+            wgmma_rs<q_t, TILE_D>(products(), p[step],
+                                  descriptor_advance(v_descriptor, chunk * VALUE_CHUNK_BYTES + within),
+                                  SUM_BY_BLOCK ? step != 0 : 1);
+        }
+#else
         const uint64_t v_descriptor = swizzle128_mn_major(shared.v_tile(v_ring.stage), KV_CHUNK_BYTES);
 #pragma unroll
         for (int step = 0; step < VALUE_STEPS; ++step) {
             wgmma_rs<q_t, TILE_D, 1>(o, p[step], descriptor_advance(v_descriptor, step * MN_MAJOR_STEP_BYTES), 1);
         }
+#endif
         wgmma_commit();
     }
 
@@ -79,13 +108,45 @@ struct consumer {
         for (int step = 0; step < VALUE_STEPS; ++step) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
+#if EIGHT_BIT  // two neighboring keys, and those eight further on: the order that V's transposition gives to keys
+                const float* const low = &s[16 * step + 8 * (i / 2) + 2 * (i % 2)];
+                p[step][i] = encode4<q_t>(low[0], low[1], low[4], low[5]);
+#else
                 p[step][i] = pack2<q_t>(s[8 * step + 2 * i], s[8 * step + 2 * i + 1]);
+#endif
             }
         }
     }
 
+    // When the values of a block have been multiplied, and the maxima have moved on by `rescale`.
+    __device__ __forceinline__ void settle_output(const float (&rescale)[2]) {
+#if SUM_BY_BLOCK
+        add_block();
+        owe(rescale);
+#else
+        scale_rows(o, rescale);
+#endif
+    }
+
+    // O in terms of the maxima that block_o is in terms of, and block_o. What the latest maxima ask for is owed.
+    __device__ __forceinline__ void add_block() {
+#if SUM_BY_BLOCK
+#pragma unroll
+        for (int i = 0; i < TILE_D / 2; ++i) {
+            o[i] = fmaf(o[i], owed_rescale[(i / 2) % 2], block_o[i]);
+        }
+#endif
+    }
+
+    __device__ __forceinline__ void owe(const float (&rescale)[2]) {
+#if SUM_BY_BLOCK
+        owed_rescale[0] = rescale[0];
+        owed_rescale[1] = rescale[1];
+#endif
+    }
+
     __device__ __forceinline__ void hold_operands() {
-        wgmma_hold(o);
+        wgmma_hold(products());
 #pragma unroll
         for (int step = 0; step < VALUE_STEPS; ++step) {
             wgmma_hold(p[step]);
@@ -124,6 +185,15 @@ struct consumer {
         row_limits(visibility(item.keys, schedule.queries), query, query + 8).apply(s, block * BLOCK_N);
     }
 
+    // Scores to probabilities.
+    __device__ __forceinline__ void exponentiate(const work_item& item, int block, bool masked, float (&rescale)[2]) {
+        soft_cap(s);
+        if (masked) {
+            mask(item, block);
+        }
+        softmax.update(s, rescale);
+    }
+
     __device__ __forceinline__ void release_keys(bool last_of_tile) {
         release(shared.k_empty(k_ring.stage));
         k_ring.advance();
@@ -151,6 +221,7 @@ struct consumer {
     // The first block of the CTA's first tile: there is no earlier P V to overlap with.
     __device__ __forceinline__ void first_block(const work_item& item) {
         const int block = item.blocks.end - 1;
+        softmax = schedule.softmax_of(item);
         await_queries();
         await_keys(true);
         wgmma_hold(s);
@@ -159,16 +230,17 @@ struct consumer {
         wgmma_wait<0>();
         wgmma_hold(s);
         release_keys(block == item.blocks.begin);
-        soft_cap(s);
-        mask(item, block);
         float rescale[2];
-        softmax.update(s, rescale);
+        exponentiate(item, block, true, rescale);
+        owe(rescale);
         pack_probabilities();
         clear_hidden_values_of(item, block);
         await_keys(block > item.blocks.begin);
     }
 
-    // Scores of the K tile at the head of its ring, and values of the block before it in visiting order.
+    // Scores of the K tile at the head of its ring, and values of the block before it in visiting order; waits for the
+    // scores. One way for all blocks: where ways part or meet between a fence and the wait that belongs to it, ptxas waits
+    // after every single wgmma (C7520).
     __device__ __forceinline__ void issue_scores_and_output() {
         if constexpr (PINGPONG) {  // warpgroups issue in turn: one multiplies while the others exponentiate
             named_barrier_sync(TURN_BARRIER + warpgroup, 2 * WARPGROUP_THREADS);
@@ -193,18 +265,14 @@ struct consumer {
         const bool more = block > item.blocks.begin;
         issue_scores_and_output();
         release_keys(!more);
-        soft_cap(s);
-        if constexpr (MASKED) {
-            mask(item, block);
-        }
         float rescale[2];
-        softmax.update(s, rescale);
+        exponentiate(item, block, MASKED, rescale);
         wgmma_hold(s);
         await_keys(more);
         wgmma_wait<0>();
         hold_operands();
         release_values();
-        scale_rows(o, rescale);
+        settle_output(rescale);
         pack_probabilities();
     }
 
@@ -214,7 +282,8 @@ struct consumer {
         wgmma_fence();
         issue_output();
         wgmma_wait<0>();
-        wgmma_hold(o);
+        wgmma_hold(products());
+        add_block();
     }
 
     // The blocks of a tile after its first.
@@ -260,7 +329,7 @@ struct consumer {
     }
 
     // The first tile of this CTA, from `tile` on, that sees any key; the others' outputs are zeros. False: there is none.
-    __device__ __forceinline__ bool next_item(work_item& item, int& tile, q_t* output, float* lse) {
+    __device__ __forceinline__ bool next_item(work_item& item, int& tile, o_t* output, float* lse) {
         for (; tile < schedule.tiles; tile += schedule.step) {
             item = schedule.at(tile);
             if (item.blocks.begin < item.blocks.end) {
@@ -276,26 +345,27 @@ struct consumer {
 
     // The first block of `item`, and the last values and the output of the tile before, number `done` (whose place is
     // derived again: that costs less than the registers to keep it).
-    __device__ __forceinline__ void change_tile(int done, const work_item& item, q_t* output, float* lse) {
+    __device__ __forceinline__ void change_tile(int done, const work_item& item, o_t* output, float* lse) {
         const int block = item.blocks.end - 1;
+        const online_softmax fresh = schedule.softmax_of(item);
+        const float value_scale = schedule.value_scale(schedule.at(done));
         await_queries();
         await_keys(true);
         issue_scores_and_output();
         release_keys(block == item.blocks.begin);
         float inverse[2], sums[2], rescale[2];
-        softmax.reciprocals(inverse);
+        softmax.reciprocals(inverse, value_scale);
         softmax.log_sum_exp(sums);
-        softmax = online_softmax();
-        soft_cap(s);
-        if (block >= item.blocks.full_end || block < item.blocks.full_begin) {
-            mask(item, block);
-        }
-        softmax.update(s, rescale);
+        softmax = fresh;
+        const bool masked = block >= item.blocks.full_end || block < item.blocks.full_begin;
+        exponentiate(item, block, masked, rescale);
         wgmma_hold(s);
         await_keys(block > item.blocks.begin);
         wgmma_wait<0>();
         hold_operands();
         release_values();
+        add_block();
+        owe(rescale);
         pack_probabilities();
         store_rows(o, inverse, output, schedule.at(done), warpgroup, schedule.queries);
         store_lse(sums, lse, schedule.at(done), warpgroup, schedule.queries);
@@ -307,7 +377,7 @@ struct consumer {
     }
 
     // All tiles of this CTA.
-    __device__ __forceinline__ void run_all(q_t* output, float* lse) {
+    __device__ __forceinline__ void run_all(o_t* output, float* lse) {
         int tile = blockIdx.x;
         work_item item;
         if (!next_item(item, tile, output, lse)) {
@@ -328,7 +398,7 @@ struct consumer {
         last_values();
         close_turns();
         float inverse[2], sums[2];
-        softmax.reciprocals(inverse);
+        softmax.reciprocals(inverse, schedule.value_scale(schedule.at(done)));
         store_rows(o, inverse, output, schedule.at(done), warpgroup, schedule.queries);
         softmax.log_sum_exp(sums);
         store_lse(sums, lse, schedule.at(done), warpgroup, schedule.queries);

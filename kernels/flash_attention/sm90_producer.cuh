@@ -33,9 +33,9 @@ __device__ __forceinline__ void produce(const shared_layout& shared, const tile_
         k_ring.advance();
     };
     auto load_v = [&](int row, int head) {
-        mbarrier_wait(shared.v_empty(v_ring.stage), v_ring.round_parity ^ 1);
-        load_tile<KV_CHUNK_BYTES>(shared.v_tile(v_ring.stage), v_map, shared.v_full(v_ring.stage), KV_CHUNK_BYTES,
-                                  row, head);
+        mbarrier_wait(shared.landed_empty(v_ring.stage), v_ring.round_parity ^ 1);
+        load_tile<KV_CHUNK_BYTES>(shared.landed_tile(v_ring.stage), v_map, shared.landed_full(v_ring.stage),
+                                  KV_CHUNK_BYTES, row, head);
         v_ring.advance();
     };
     auto load_q = [&](const work_item& item) {

@@ -5,6 +5,8 @@
 // dimensions column, token, head.
 #pragma once
 
+#include "eight_bit.cuh"
+#include "online_softmax.cuh"
 #include "packed_sequences.cuh"
 #include "sm90_config.cuh"
 #include "tile_order.cuh"
@@ -61,6 +63,8 @@ struct tile_schedule {
     }
 
     __device__ __forceinline__ work_item at(int) const { return item; }
+    __device__ __forceinline__ online_softmax softmax_of(const work_item&) const { return online_softmax(); }
+    __device__ __forceinline__ float value_scale(const work_item&) const { return 1.0f; }
 };
 
 #else
@@ -70,6 +74,30 @@ struct tile_schedule {
     int heads, q_heads, kv_heads, queries, keys_in_memory;
     int section_heads, query_blocks, tiles, step;
     const int32_t* k_lengths;  // null: every sequence has all keys
+#if EIGHT_BIT
+    head_scales scales;
+
+    // A fresh softmax for the rows of a tile.
+    __device__ __forceinline__ online_softmax softmax_of(const work_item& item) const {
+        const int q_head = scales.of_batches ? item.head : item.head % q_heads;
+        const float scale = __ldg(scales.q + q_head) * __ldg(scales.k + kv_scale_index(item)) * EXPONENT_SCALE;
+        online_softmax softmax;
+        softmax.exponent_scale = fmaxf(scale, SMALLEST_EXPONENT_SCALE);
+        return softmax;
+    }
+
+    // What the values of a tile are multiples of.
+    __device__ __forceinline__ float value_scale(const work_item& item) const {
+        return __ldg(scales.v + kv_scale_index(item));
+    }
+
+    __device__ __forceinline__ int kv_scale_index(const work_item& item) const {
+        return scales.of_batches ? item.kv_head : item.kv_head % kv_heads;
+    }
+#else
+    __device__ __forceinline__ online_softmax softmax_of(const work_item&) const { return online_softmax(); }
+    __device__ __forceinline__ float value_scale(const work_item&) const { return 1.0f; }
+#endif
 
     __device__ __forceinline__ work_item at(int tile) const {
         const tile_coordinates where = tile_of<IS_CAUSAL, PERSISTENT>(tile, query_blocks, heads, section_heads);

@@ -12,7 +12,7 @@ using cache_t = k_cache_t;
 
 using namespace forge;
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, CTAS_PER_SM)
 paged_attention(const q_t* __restrict__ q, const k_cache_t* __restrict__ k_cache,
                 const v_cache_t* __restrict__ v_cache,
 #if HAS_SCALES

@@ -182,7 +182,7 @@ def tactic_of(op: Op, kernel: str, **wanted: int) -> int:
         ("cuda", {"ROW_THREADS": 32, "STAGES": 0}, 6, 520),
         ("cuda", {"ROW_THREADS": 128, "STAGES": 0}, 2, 1032),
         ("cuda", {"OVERFLOW": 1}, 2, 16392),
-        ("cluster", {"THREADS": 256, "CLUSTER": 2}, 2, 4104),
+        ("cluster", {"THREADS": 512, "CLUSTER": 2}, 2, 4104),
         ("cuda_scalar", {"ROW_THREADS": 256}, 2, 4099),
     ],
 )
@@ -219,7 +219,7 @@ def test_a_block_takes_row_after_row_from_its_ring(op: Op, row_threads: int, sta
 @pytest.mark.parametrize("sanitize", ["address", "thread"])
 def test_the_ring_and_the_cluster_are_clean_under_sanitizers(sanitize: str) -> None:
     run_ring(add_rms_norm_quantize_token, 13, 1032, 2, 128, sanitize)
-    index = tactic_of(layer_norm_quantize_token, "cluster", THREADS=256, CLUSTER=2)
+    index = tactic_of(layer_norm_quantize_token, "cluster", THREADS=512, CLUSTER=2)
     cluster = layer_norm_quantize_token.kernel_named("cluster")
     case = case_of(layer_norm_quantize_token, 2, 4104, optional=("bias",))
     agrees(layer_norm_quantize_token, cluster, case, {}, index, sanitize)

@@ -12,13 +12,15 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from emulated import agrees
 
 from trtforge.bindings.architectures import INSPECTED, architecture
 from trtforge.bindings.disassemble import sass
 from trtforge.bindings.dtypes import dtype
-from trtforge.bindings.errors import ContractError
+from trtforge.bindings.errors import ContractError, ForgeError
 from trtforge.harness.check import check
-from trtforge.kernels import registry
+from trtforge.harness.emulate import toolchain
+from trtforge.kernels import Case, registry
 from trtforge.kernels.compile import compile_kernel
 from trtforge.kernels.op import Op
 from trtforge.kernels.quantize import op as family
@@ -316,6 +318,35 @@ def test_odd_rows_and_misaligned_pointers_take_the_scalar_kernel() -> None:
         even = op.bind({**shapes, "x": (33, 1000)}, {k: types[k] for k in shapes})
         assert op.choose(even, target).kernel.name == "cuda"
         assert op.choose(even, target, alignment=2).kernel.name == "cuda_scalar"
+
+
+@pytest.mark.parametrize("k", [64, 320, 1024, 4096, 11008, 16384, 28672, 65536, 131072, 300000])
+def test_a_row_of_any_length_is_read_once_as_far_as_there_are_registers(k: int) -> None:
+    op, target = family.DYNAMIC["token"], architecture("sm_90a")
+    for m in (1, 64, 4096):
+        binding = op.bind({"x": (m, k)}, {"x": "bfloat16"})
+        choice = op.choose(binding, target)
+        tactic = choice.kernel.tactics[choice.tactic]
+        assert bool(tactic.get("OVERFLOW")) == (k > 131072)
+        assert choice.kernel.name == ("cluster" if 32768 < k <= 131072 or (m <= 64 and 16384 < k <= 131072) else "cuda")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "wanted", "k"),
+    [
+        ("cuda", {"ITEMS": 8}, 16392),
+        ("cuda", {"OVERFLOW": 1}, 16392),
+        ("cluster", {"CLUSTER": 4}, 16392),
+    ],
+)
+def test_long_rows_run_on_a_cpu(kernel: str, wanted: dict[str, int], k: int) -> None:
+    try:
+        toolchain.runtime_object()
+    except ForgeError as error:
+        pytest.skip(str(error))
+    op = family.DYNAMIC["token"]
+    case = Case({"M": 2, "K": k}, {"to": "float8_e4m3fn"}, dtypes={"x": "bfloat16"})
+    agrees(op, op.kernel_named(kernel), case, {}, op.tactic_index(op.kernel_named(kernel), wanted))
 
 
 def test_errors_name_what_is_wrong() -> None:

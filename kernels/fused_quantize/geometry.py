@@ -20,6 +20,8 @@ SCALAR_SUM = 1024
 WIDEST_ROW = 512
 #: A persistent launch pays for its ring of rows from here on, in bytes of all inputs.
 RING_FROM = 32 << 20
+#: Threads of a multiprocessor below which a launch takes more threads per row.
+FILLED = 768
 #: Shared memory beside the ring: the slots of the reduction, and what the system keeps.
 OTHER_SHARED = 2048
 
@@ -44,13 +46,10 @@ VECTOR_TACTICS = (
     tactic(512, 512),
     tactic(32, 128, 2, 4),
     tactic(128, 128, 2, 4),
-    tactic(256, 256, 2, 2),
     tactic(256, 256, 3, 2),
-    tactic(512, 512, 2, 1),
     tactic(512, 512, 0, 1, overflow=1),
 )
 CLUSTER_TACTICS = (
-    {"THREADS": 256, "CLUSTER": 2},
     {"THREADS": 512, "CLUSTER": 2},
     {"THREADS": 512, "CLUSTER": 4},
     {"THREADS": 512, "CLUSTER": 8},
@@ -178,15 +177,14 @@ def preferences(d: Any, dev: Any, inputs: int, most_items: int) -> list[Any]:
     widths = (8, 32, 128, 256, 512)
     wanted = cdiv(vectors, 4 if inputs == 1 else 2)
     row_threads = 8 if vectors <= 16 else next((r for r in widths[1:] if wanted <= r), 512)
-    while d.M * row_threads < 1024 * dev.sms and vectors > row_threads and row_threads < 512:
+    while d.M * row_threads < FILLED * dev.sms and vectors > row_threads and row_threads < 512:
         row_threads = widths[widths.index(row_threads) + 1]
     order: list[Any] = []
-    if vectors > 512 * min(4, most_items):  # one CTA would have room for one row at a time
+    if vectors > 256 * (most_items if inputs == 1 else 4):  # no ring: one CTA would have room for one row at a time
         sizes = [c for c in (2, 4, 8) if vectors <= 2 * 512 * c] + [c for c in (2, 4, 8) if vectors <= 4 * 512 * c]
         order += [("cluster", {"THREADS": 512, "CLUSTER": c}) for c in sizes]
     elif d.M * d.N * 2 * inputs >= RING_FROM and vectors >= 128:
-        order += [("cuda", {"ROW_THREADS": 256, "STAGES": s}) for s in (3, 2) if vectors > 256]
-        order += [("cuda", {"ROW_THREADS": 512, "STAGES": 2})] if vectors > 512 else []
+        order += [("cuda", {"ROW_THREADS": 256, "STAGES": 3})] if vectors > 256 else []
         order += [("cuda", {"ROW_THREADS": r, "STAGES": 2}) for r in (32, 128) if vectors <= 4 * r]
     order += [("cuda", {"ROW_THREADS": r, "STAGES": 0}) for r in (row_threads, *widths) if r >= row_threads]
     scalar = 32 if d.N <= 256 else 256 if d.N <= 4096 else 512

@@ -1,9 +1,11 @@
-"""The KV cache's write, in place: an op whose output is an input that it updates."""
+"""The KV cache's writes, in place: ops whose outputs are inputs that they update. Rows as they are here; with rotary
+embedding and quantization on the way in :mod:`trtforge.kernels.kv_cache.rope`."""
 
 import numpy as np
 
 from trtforge.bindings.dtypes import dtype
 from trtforge.kernels import Case, Cost, Launch, Op, Tensor, cdiv, cuda, grid, triton
+from trtforge.kernels.kv_cache.rope import rope_kv_cache_update
 
 THREADS = 128
 WIDE = 16  # bytes: the widest access
@@ -90,3 +92,6 @@ def _(d, dt):
 )
 def _(d, t):
     return Launch(grid=(cdiv(d.T * d.D, t.BLOCK), d.H, d.B), scalars=(d.T, d.S, d.D))
+
+
+__all__ = ["kv_cache_update", "rope_kv_cache_update"]

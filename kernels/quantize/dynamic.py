@@ -28,6 +28,12 @@ from trtforge.kernels.quantize.granularity import (
 #: Partial maxima of per-tensor quantization: one resident wave of blocks of 512 threads on 128 multiprocessors.
 PARTS = 512
 
+#: Threads of a multiprocessor below which a launch takes more threads per row.
+FILLED = 768
+
+#: Rows that fit into the registers of the fewest threads leave most of them idle where they are very short.
+SMALLEST_ROOM = 256
+
 #: A share of x that one partial maximum covers is a multiple of this many elements: a whole vector of any type.
 SHARE_STEP = 8
 
@@ -81,10 +87,15 @@ def row_kernels(op: Op, rows: str, group: int, vector: Any, scalar: Any, packed:
             grid=cdiv(groups(d), t.THREADS // t.GROUP_THREADS),
             block=t.THREADS,
             scalars=(d[rows], d.K),
-            constants={**constants, "VECTOR": wide},
+            constants={**constants, "VECTOR": wide, "CLUSTER": 1},
         )
 
-    @op.kernel(cuda("quantize_row.cu"), tactics=vector, requires=[VECTOR_COLUMNS])
+    def held(d: Any, t: Any, dt: Any) -> bool:
+        return bool(t.OVERFLOW) or fitting(group or d.K, t.GROUP_THREADS * t.ITEMS * LANES[dt.x], bool(group))
+
+    whole = (held, "holds a group in the registers of its threads, a quarter of them at work")
+
+    @op.kernel(cuda("quantize_row.cu"), tactics=vector, requires=[VECTOR_COLUMNS, whole])
     def _(d: Any, t: Any) -> Launch:
         return launch(d, t, 1)
 
@@ -109,8 +120,14 @@ def row_kernels(op: Op, rows: str, group: int, vector: Any, scalar: Any, packed:
         )
 
 
-def _tactic(threads: int, group_threads: int, items: int) -> dict[str, int]:
-    return {"THREADS": threads, "GROUP_THREADS": group_threads, "ITEMS": items}
+def fitting(width: Any, room: int, exactly: bool = False) -> bool:
+    """Whether a group of ``width`` elements fits into registers for ``room`` of them, and not far too many."""
+    return bool(width == room if exactly else width <= room and (room <= SMALLEST_ROOM or 4 * width >= room))
+
+
+def row_tactic(threads: int, group_threads: int, items: int, overflow: int = 0) -> dict[str, int]:
+    """THREADS of a block, those that share a group, vectors that each of them holds, and whether there may be more."""
+    return {"THREADS": threads, "GROUP_THREADS": group_threads, "ITEMS": items, "OVERFLOW": overflow}
 
 
 quantize_token = dynamic(
@@ -120,21 +137,60 @@ quantize_token = dynamic(
     "scale. A row is read once.",
     MORE_PAIRS,
 )
-TOKEN_VECTOR = (_tactic(256, 256, 4), _tactic(256, 32, 4), _tactic(256, 128, 4), _tactic(512, 512, 4))
-row_kernels(quantize_token, "M", 0, TOKEN_VECTOR, (_tactic(256, 256, 8), _tactic(256, 32, 4)))
+#: From a quarter of a warp to a block per row; 48 warps of 64 bytes per thread, or 32 of 128, fit a multiprocessor.
+TOKEN_VECTOR = (
+    row_tactic(256, 8, 4),
+    row_tactic(256, 32, 4),
+    row_tactic(256, 128, 4),
+    row_tactic(256, 256, 4),
+    row_tactic(512, 512, 4),
+    row_tactic(512, 512, 8),
+    row_tactic(512, 512, 4, overflow=1),
+)
+#: Longer rows than a block has registers for.
+TOKEN_CLUSTER = ({"THREADS": 512, "CLUSTER": 4, "ITEMS": 4}, {"THREADS": 512, "CLUSTER": 8, "ITEMS": 4})
+row_kernels(
+    quantize_token, "M", 0, TOKEN_VECTOR, (row_tactic(256, 256, 8, overflow=1), row_tactic(256, 32, 4, overflow=1))
+)
+
+
+@quantize_token.kernel(
+    cuda("quantize_row.cu"),
+    name="cluster",
+    arch=("sm_90a", "sm_100a"),
+    tactics=TOKEN_CLUSTER,
+    requires=[
+        VECTOR_COLUMNS,
+        (
+            lambda d, t, dt: fitting(d.K, t.THREADS * t.CLUSTER * t.ITEMS * LANES[dt.x]),
+            "holds a row in the registers of a cluster, a quarter of them at work",
+        ),
+    ],
+)
+def _(d: Any, t: Any) -> Launch:
+    return Launch(
+        grid=d.M * t.CLUSTER,
+        block=t.THREADS,
+        cluster=(t.CLUSTER, 1, 1),
+        scalars=(d.M, d.K),
+        constants={"GROUP": 0, "INT4": 0, "VECTOR": 1, "GROUP_THREADS": t.THREADS, "OVERFLOW": 0},
+    )
 
 
 @quantize_token.heuristic
-def _(d: Any, dt: Any) -> list[Any]:
-    lanes = LANES[dt.x]
-    vectors = d.K // lanes
-    group_threads = 32 if vectors <= 128 else 128 if vectors <= 512 else 256 if vectors <= 1024 else 512
+def _(d: Any, dt: Any, dev: Any) -> list[Any]:
+    """Four vectors per thread, fewer where there are few rows to fill the device with."""
+    vectors = cdiv(d.K, LANES[dt.x])
+    widths = (8, 32, 128, 256, 512)
+    at = next((i for i, w in enumerate(widths) if vectors <= 4 * w), len(widths) - 1)
+    while at + 1 < len(widths) and d.M * widths[at] < FILLED * dev.sms and vectors >= widths[at + 1]:
+        at += 1
+    held = {"GROUP_THREADS": widths[at], "ITEMS": 4, "OVERFLOW": 0}
+    order: list[Any] = [("cuda", held), ("cuda", {"ITEMS": 8})]
+    if vectors > 8 * 512 or (vectors > 4 * 512 and dev.sms >= 2 * d.M):
+        order = [("cluster", {"CLUSTER": c}) for c in (4, 8)] + order
     scalar_threads = 32 if d.K <= 256 else 256
-    return [
-        ("cuda", {"GROUP_THREADS": group_threads}),
-        ("cuda_scalar", {"GROUP_THREADS": scalar_threads}),
-        "triton",
-    ]
+    return [*order, ("cuda", {"OVERFLOW": 1}), ("cuda_scalar", {"GROUP_THREADS": scalar_threads}), "triton"]
 
 
 quantize_block = dynamic(
@@ -142,7 +198,9 @@ quantize_block = dynamic(
     f"Per-block quantization of activations: every run of {BLOCK} elements along K has its own scale (the layout of "
     "DeepSeek-V3, arXiv:2412.19437, section 3.3). Rounding, NaN and infinities as in trtforge::quantize_token.",
 )
-row_kernels(quantize_block, "M", BLOCK, (_tactic(256, 16, 2),), (_tactic(256, 32, 4),))
+#: Two vectors per thread: of 16-bit elements, of float32.
+BLOCK_VECTOR = (row_tactic(256, 8, 2), row_tactic(256, 16, 2))
+row_kernels(quantize_block, "M", BLOCK, BLOCK_VECTOR, (row_tactic(256, 32, 4),))
 
 quantize_tile = dynamic(
     TILE,

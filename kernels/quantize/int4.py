@@ -7,7 +7,7 @@ import numpy as np
 from trtforge.bindings.dtypes import dtype
 from trtforge.kernels import Case, Cost, Launch, Op, Tensor, attr, cdiv, cuda, sym, triton
 from trtforge.kernels.quantize import peers, reference
-from trtforge.kernels.quantize.dynamic import SWEEP, row_kernels
+from trtforge.kernels.quantize.dynamic import BLOCK_VECTOR, SWEEP, row_kernels, row_tactic
 from trtforge.kernels.quantize.granularity import (
     BLOCK,
     EXACT,
@@ -55,8 +55,8 @@ row_kernels(
     pack_int4,
     "N",
     BLOCK,
-    ({"THREADS": 256, "GROUP_THREADS": 16, "ITEMS": 2},),
-    ({"THREADS": 256, "GROUP_THREADS": 32, "ITEMS": 2},),
+    BLOCK_VECTOR,
+    (row_tactic(256, 32, 2),),
     packed=True,
 )
 

@@ -26,19 +26,14 @@ quantize_tile(const x_t* __restrict__ x, int rows, int columns, y_t* __restrict_
     const int count = column < columns ? (rows - first_row + kRowsAtOnce - 1) / kRowsAtOnce : 0;
 
     Vector<x_t, kLanes> held[kItems];
-    unsigned largest = 0u;
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
-        if (i < count) held[i] = load_lanes(from + static_cast<size_t>(i) * kRowsAtOnce * columns);
-    }
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-        if (i < count) largest = max(largest, magnitude_of(held[i]));
+        load_if(held[i], i < count, from + static_cast<size_t>(i) * kRowsAtOnce * columns);
     }
 
-    largest = group_max<THREADS, THREADS>(largest, buffer);
+    const unsigned largest = group_max<THREADS, THREADS>(largest_magnitude(held), buffer);
     const float tile_scale = scale_of<code_t>(largest);
-    const Divisor divisor(tile_scale);
+    const OwnDivisor divisor(tile_scale);
     if (threadIdx.x == 0) scale[blockIdx.x] = tile_scale;
 
 #pragma unroll

@@ -54,7 +54,7 @@ constexpr int LINE_BYTES = 128, UNIT_BYTES = 16;
 constexpr bool SWIZZLED = PADDED_BYTES % LINE_BYTES == 0 || LINE_BYTES % PADDED_BYTES == 0;
 // Three CTAs of four warps, 168 registers a thread, on GPUs that have the shared memory for them.
 #if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
-constexpr int CTAS_PER_SM = WARPS == 4 && ROW_TILES == 1 && HEAD_BYTES <= 256 ? 3 : 1;
+constexpr int CTAS_PER_SM = WARPS == 4 && ROW_TILES == 1 && HEAD_DIM <= 128 ? 3 : 1;
 #else
 constexpr int CTAS_PER_SM = 1;
 #endif

@@ -10,8 +10,9 @@
 //           └ ...    ┘
 //           warps ──▶ CTA ──▶ cluster ──▶ o        (decode_combine.cuh)
 //
-// Keys are the M of the products and packed rows their N: 8 rows fill an instruction, where rows as M would need 16. The
-// kernel lives from the bytes in flight: WARPS * STAGES tiles of K and V per CTA, two CTAs on a multiprocessor.
+// Keys are the M of the products and packed rows their N: 8 rows fill an instruction, where rows as M would need 16. In
+// flight are WARPS * STAGES tiles of K and V per CTA, and up to three CTAs on a multiprocessor (CTAS_PER_SM); a stage is
+// refilled before its products where its tiles fit registers (EARLY_REFILL).
 //
 // The cache is k and v [B, Hkv, keys, D], or pages [pages, Hkv, page_size, D] and a table of page numbers. Page sizes
 // are multiples of 16, so a tile lies in one page. Page numbers outside of the pool are clamped into it.

@@ -2,7 +2,7 @@
 // for each head of q, k and v.
 //
 //   s = q k^T of codes      exponent of p = c s - c m + 8,   c = scale * q_scale * k_scale * log2(e)
-//   p, times 2^8, as e4m3   in (2^-17, 2^8]: half a unit of the last place is 2^-5 of p down to 2^-14, then absolute
+//   p, times 2^8, as e4m3   at most 2^8; the error is at most 2^-4 of p down to p = 2^-14, below at most 2^-18
 //   o = v_scale * (p v) / l the factor 2^8 is in l too
 #pragma once
 
@@ -15,7 +15,8 @@
 #include <cuda_fp8.h>
 #endif
 
-// 1: the tensor cores sum up one key block, registers sum up the blocks. 0: the tensor cores sum up everything.
+// 1: the tensor cores sum up one key block, registers sum up the blocks, in float32. 0: the tensor cores sum up everything,
+// and drop 2^-11 of it every 32 keys: for few keys only.
 #ifndef SUM_BY_BLOCK
 #define SUM_BY_BLOCK 0
 #endif

@@ -57,6 +57,7 @@ constexpr int CONSUMER_BARRIER = TURN_BARRIER + CONSUMERS;
 static_assert(CONSUMERS == 2 || CONSUMERS == 3, "two or three consumer warpgroups");
 static_assert(TILE_D % 64 == 0 && TILE_D >= HEAD_DIM && TILE_D <= 256, "TILE_D is HEAD_DIM rounded up to 64");
 static_assert(HEAD_DIM * ELEMENT_BYTES % 16 == 0, "tensor maps need row pitches that are multiples of 16 bytes");
+static_assert(!SUM_BY_BLOCK || (EIGHT_BIT && !PERSISTENT), "a change of tiles adds no block to the sums");
 static_assert(STAGES >= 2, "the loop holds one K and one V tile while it waits for the next");
 static_assert(BLOCK_N % K_STEP == 0 && BLOCK_N <= 256, "BLOCK_N is made of k-steps, at most 256");
 

@@ -3,7 +3,7 @@
 //   one tile per CTA:  over the warpgroup's own rows of Q in shared memory (same swizzled chunks), then a TMA store; the
 //                      copy engine drops rows past Sq and columns past D
 //   persistent,        from registers, 16 bytes a lane, 64 bytes a row: needs no shared memory, in which the next tile's
-//   or VARLEN:         Q, K and V arrive meanwhile, no barrier and no wait; of a packed sequence's rows just its own
+//   VARLEN, EIGHT_BIT: Q, K and V arrive meanwhile, no barrier and no wait; of a packed sequence's rows just its own
 #pragma once
 
 #include "common/ldmatrix.cuh"

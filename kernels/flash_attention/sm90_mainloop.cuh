@@ -364,8 +364,6 @@ struct consumer {
         wgmma_wait<0>();
         hold_operands();
         release_values();
-        add_block();
-        owe(rescale);
         pack_probabilities();
         store_rows(o, inverse, output, schedule.at(done), warpgroup, schedule.queries);
         store_lse(sums, lse, schedule.at(done), warpgroup, schedule.queries);

@@ -43,7 +43,8 @@ trtforge::flash_attention.
 
 Both products are made of 8-bit operands (Shah et al. 2024, arXiv:2407.08608, section 3.3): probabilities are taken
 relative to the largest of their row so far, multiplied by 2^8 and rounded to e4m3. Each so carries a relative error of
-at most 2^-4, below 2^-14 an absolute one of 2^-18. Sums of probabilities are float32.
+at most 2^-4, below 2^-14 an absolute one of 2^-18. Sums of probabilities are float32. So are those of p v: what the
+tensor cores add alone, a block of keys at most or a call with up to 512 keys, shrinks by up to 2^-11 every 32 keys.
 
 Scales are positive: codes * scale = values, as quantize_tensor makes them of one head.""",
     inputs={
@@ -183,7 +184,7 @@ def _(d, t):
 
 @flash_attention_fp8.heuristic
 def _(d, dev):
-    """sm90, with sums by block where there are many keys; Triton where sm90 does not serve."""
+    """sm90, with sums by block beyond LONGEST_SUM keys; Triton where sm90 does not serve, as it has no such form for D > 128."""
     if dev.cc != 90 or d.D % 16 != 0:
         return ["triton"]
     order = [{"TILE_D": 128, "PERSISTENT": 1}] if d.Sk <= LONGEST_SUM else [{"TILE_D": 128, "SUM_BY_BLOCK": 1}]

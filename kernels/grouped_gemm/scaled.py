@@ -1,7 +1,8 @@
 """Products over experts of fp8 elements with scales: y = act((x wᵀ) · x_scale · w_scale + bias) per expert.
 
 x and w are what the quantize family makes (``quantize_token``): fp8 e4m3 codes with a float32 scale per row. Sums are
-the tensor cores' own, which keep fewer bits than float32; scales, bias and activation are applied in float32.
+the tensor cores' own, which keep fewer bits than float32 and shrink where all terms have one sign (``FP8_SUMS`` of
+:mod:`trtforge.kernels.scaled_gemm.op`); scales, bias and activation are applied in float32.
 """
 
 import numpy as np
@@ -20,14 +21,16 @@ from trtforge.kernels.grouped_gemm.geometry import (
     sm90_launch,
     triton_launch,
 )
-from trtforge.kernels.scaled_gemm.op import TMA_ELEMENTS, scale_sample, scaled_gemm
+from trtforge.kernels.scaled_gemm.op import FP8_SUMS, TMA_ELEMENTS, scale_sample, scaled_gemm
 
 scaled_grouped_gemm = Op(
     "trtforge::scaled_grouped_gemm",
-    doc="""y = activation((x w[e]ᵀ) · x_scale · w_scale[e] + bias[e]) for the rows of every expert e, in fp8 e4m3.
+    doc=f"""y = activation((x w[e]ᵀ) · x_scale · w_scale[e] + bias[e]) for the rows of every expert e, in fp8 e4m3.
 
 Scales per row of x and per output channel of every expert. Rows belong to experts as in trtforge::grouped_gemm: zeros
-come out for those after the last offset.""",
+come out for those after the last offset.
+
+{FP8_SUMS}""",
     inputs={
         "x": Tensor("M", "K", dtype="float8_e4m3fn", doc="codes of the tokens, sorted by expert"),
         "w": Tensor("E", "N", "K", dtype="float8_e4m3fn", doc="codes of the weights, one row per output column"),

@@ -23,7 +23,7 @@ constexpr bool HAS_GROUPS = BITS == 4;
 constexpr int WARP_SIZE = 32;
 constexpr int THREADS = WARPS * WARP_SIZE;
 
-constexpr int MMA_M = 16, MMA_N = 8, MMA_K = 16;  // mma.sync.m16n8k16: weight rows, rows of x, depth
+constexpr int MMA_M = 16, MMA_N = 8;  // mma.sync.m16n8k16: weight rows, rows of x
 constexpr int WARP_ROWS = ROW_TILES * MMA_M;
 constexpr int BLOCK_ROWS = WARPS * WARP_ROWS;
 constexpr int BLOCK_COLUMNS = COLUMN_TILES * MMA_N;

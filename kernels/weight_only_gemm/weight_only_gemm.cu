@@ -11,8 +11,8 @@
 //
 // Weight rows are the M of the products: 16 of them fill it, where a single row of x as M would use a sixteenth. A lane
 // takes 16 consecutive bytes of a row as they lie in memory; what it multiplies them with is put into the same order,
-// so the weights need no shuffle beforehand. GPUs with clusters run
-// weight_stream.cu and weight_wgmma.cu instead.
+// so the weights need no shuffle beforehand. Where they can, weight_stream.cu (sm_90 and later, up to 16 rows of x) and
+// weight_wgmma.cu (sm_90a, 17 to 256 rows) run instead, and alone take zero points.
 //
 // Compile-time: x_t, ACTIVATION, HAS_BIAS, those of tile.cuh. Needs K % 16 == 0 (8 bits) or K % 128 == 0 (4 bits) and
 // 16-byte aligned pointers.

@@ -15,7 +15,8 @@
 // put x into that order. Clusters begin at different places of K, so that they do not all ask for the same lines of x.
 //
 // Compile-time: x_t, w_t, ACTIVATION, HAS_BIAS, HAS_ZERO, BITS; COLUMNS, SPLITS (parts of K), RING_SLOTS (slots of a warp),
-// X_STAGES, X_AHEAD (stages of x on their way), SHARED_BYTES. Needs K % 16 == 0 (8 bits) or K % 128 == 0 (4 bits) and 16-byte aligned pointers.
+// X_STAGES, X_AHEAD (stages of x on their way), SHARED_BYTES. Needs K % 16 == 0 (8 bits) or K % 128 == 0 (4 bits) and
+// 16-byte aligned pointers.
 
 constexpr bool HAS_GROUPS = BITS == 4;
 

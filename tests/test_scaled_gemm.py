@@ -66,6 +66,16 @@ def test_shapes_that_tma_cannot_address_get_another_kernel(k: int, n: int, kerne
     assert op.choose(binding, architecture("sm_90a")).kernel.name == kernel
 
 
+@pytest.mark.parametrize("m, block", [(16, (64, 64)), (256, (64, 64)), (512, (128, 128)), (4096, (128, 256))])
+def test_tiles_grow_with_the_product(m: int, block: tuple[int, int]) -> None:
+    op = registry.get("scaled_gemm")
+    case = Case({"M": m, "N": 4096, "K": 4096, "SX": m, "SW": 4096})
+    binding = op.bind_case(case, op.dtype_combinations(case)[0])
+    choice = op.choose(binding, architecture("sm_90a"), tuned=False)
+    tactic = choice.kernel.tactics[choice.tactic]
+    assert (choice.kernel.name, tactic["BLOCK_M"], tactic["BLOCK_N"], tactic["CLUSTER_M"]) == ("sm90", *block, 1)
+
+
 def test_fp8_needs_ada_or_later_and_says_so() -> None:
     op = registry.get("scaled_gemm")
     case = Case({"M": 64, "N": 64, "K": 64, "SX": 1, "SW": 1})

@@ -9,16 +9,17 @@
 //   consumer 0   | wgmma left  | promote |  wgmma right | promote | ...         the tensor cores work for one consumer
 //   consumer 1   | promote | wgmma left  | promote |  wgmma right | ...         while the other promotes
 //
-// The ring, its loads and the stores are the fused GEMM's (fused_gemm/sm90_kernel.cuh). Half a tile's columns share their
-// weight scale; a thread has two rows. The four lanes that share the rows hold a quartet of blocks of scales between them,
-// lane q block 4 i + q; shuffles behind a block's first products bring every lane the block's own. The next quartet is asked
-// for behind the last shuffles of this one, a block before it is needed.
+// The ring, its loads and the stores are the fused GEMM's (fused_gemm/sm90_kernel.cuh). Half a tile's columns share
+// their weight scale; a thread has two rows. The four lanes that share the rows hold a quartet of blocks of scales
+// between them, lane q block 4 i + q; shuffles behind a block's first products bring every lane the block's own. The
+// next quartet is asked for behind the last shuffles of this one, a block before it is needed.
 //
-// With IN_ORDER the consumers issue their halves in turns (left 0, left 1, right 0, right 1, ..): queued side by side, the
-// tensor cores may take instructions from both, and then both would promote at the same time.
+// With IN_ORDER the consumers issue their halves in turns (left 0, left 1, right 0, right 1, ..): queued side by side,
+// the tensor cores may take instructions from both, and then both would promote at the same time.
 //
 // Compile-time: x_t, y_t, ACTIVATION, HAS_BIAS; tactic BLOCK_M, BLOCK_N (128 or 256), STAGES, CLUSTER_M, GROUP_M,
-// PINGPONG = 0, IN_ORDER (0 where absent); SHARED_BYTES. Needs K % 16 == 0 and N % 8 == 0 (TMA) and 16-byte aligned pointers.
+// PINGPONG = 0, IN_ORDER (0 where absent); SHARED_BYTES.
+// Needs K % 16 == 0 and N % 8 == 0 (TMA) and 16-byte aligned pointers.
 
 constexpr int WEIGHTS = 1;
 
@@ -57,8 +58,8 @@ struct block_scales {
     }
 };
 
-// The order in which the consumers issue their products, half after half of a tile. Consumer 0 begins a tile unasked and
-// consumer 1 ends it untold, so that no barrier is left half full.
+// The order in which the consumers issue their products, half after half of a tile. Consumer 0 begins a tile unasked
+// and consumer 1 ends it untold, so that no barrier is left half full.
 struct issue_order {
     static constexpr bool USED = IN_ORDER && CONSUMERS == 2;
     static constexpr int FIRST_BARRIER = 1 + CONSUMERS;  // after the epilogue's

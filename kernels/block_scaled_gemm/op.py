@@ -138,7 +138,7 @@ def _(d, t, dev):
     requires=[
         TRITON_TYPES,
         (lambda d: d.K % TMA_ELEMENTS == 0, "reads 16 bytes at a time, so K must be a multiple of 16"),
-        (lambda d: d.N % TMA_ELEMENTS == 0, "N must be a multiple of 16"),
+        (lambda d: d.N % TMA_ELEMENTS == 0, "writes rows of y 16 elements at a time, so N must be a multiple of 16"),
     ],
 )
 def _(d, t):

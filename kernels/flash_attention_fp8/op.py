@@ -184,7 +184,7 @@ def _(d, t):
 
 @flash_attention_fp8.heuristic
 def _(d, dev):
-    """sm90, with sums by block beyond LONGEST_SUM keys; Triton where sm90 does not serve, as it has no such form for D > 128."""
+    """sm90, with sums by block beyond LONGEST_SUM keys; Triton where sm90 does not serve (D > 128 and so many keys)."""
     if dev.cc != 90 or d.D % 16 != 0:
         return ["triton"]
     order = [{"TILE_D": 128, "PERSISTENT": 1}] if d.Sk <= LONGEST_SUM else [{"TILE_D": 128, "SUM_BY_BLOCK": 1}]

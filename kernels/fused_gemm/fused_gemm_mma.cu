@@ -1,8 +1,9 @@
 // y = activate(x w^T + bias) + residual with mma.sync, for sm_80 and later, any M, N and K.
 //
 //   x [M, K] --cp.async--> ring --ldmatrix--\
-//                                            mma.sync m16n8k16 --> acc (float32) --> + bias --> activate --> + residual --> y
-//   w [N, K] --cp.async--> ring --ldmatrix--/
+//                                            mma.sync m16n8k16 --> acc (float32) --> + bias --> activate --> + residual
+//   w [N, K] --cp.async--> ring --ldmatrix--/                                                                   |
+//                                                                                                           y [M, N]
 //
 // Compile-time: x_t, ACTIVATION, HAS_BIAS, HAS_RESIDUAL; tactic BLOCK_M, BLOCK_N, BLOCK_K, STAGES, WARPS_M,
 // WARPS_N, WARPS_K, GROUP_M; WIDE (1 needs K % 8 == 0 and 16-byte aligned pointers), SHARED_BYTES.

@@ -10,7 +10,8 @@
 // 4 j + 2 h + e is the gate's, 4 (j + BLOCK_N / 8) + 2 h + e the up projection's.
 //
 // Compile-time: x_t, ACTIVATION, HAS_BIAS_GATE, HAS_BIAS_UP; tactic BLOCK_M, BLOCK_N, STAGES, CLUSTER_M, GROUP_M,
-// PINGPONG; SHARED_BYTES. Needs K % 8 == 0 and N % 8 == 0 (rows of 16-byte multiples, for TMA) and 16-byte aligned pointers.
+// PINGPONG; SHARED_BYTES.
+// Needs K % 8 == 0 and N % 8 == 0 (rows of 16-byte multiples, for TMA) and 16-byte aligned pointers.
 
 constexpr int WEIGHTS = 2;
 

@@ -1,4 +1,4 @@
-"""Launch geometry and tactic choice that the two GEMM ops share.
+"""Launch geometry and tactic choice of the fused and the gated product; scaled and grouped products share parts of it.
 
 ``weights`` is the number of weight matrices that one pass over x multiplies with: 1, or 2 for the gated product.
 """
@@ -14,7 +14,7 @@ ELEMENT_BYTES = 2
 WIDE_ELEMENTS = 8  # of 16 bytes
 SM90_ROW_BYTES = 128  # of a stage: x and the weights lie in rows of this many bytes
 SM90_OUT_BOX = (64, 64)
-SM90_WARP_BOX = (64, 16)  # with WARP_STORES
+SM90_WARP_BOX = (64, 16)  # of a warp, with WARP_STORES
 SM90_OUT_BOX_BYTES = 64 * 128
 SM90_OUT_BOXES = 2
 SWIZZLE_PERIOD_BYTES = 1024
@@ -193,8 +193,8 @@ def preferences(
     elementwise: Sequence[Tactic],
     weights: int,
 ) -> list[Any]:
-    """The heuristic of both ops. Clusters, ping-pong and split K win on some shapes only: they are left to the tables
-    measured on a GPU (tuned/) and to explicit choice.
+    """The heuristic of the fused and the gated product. Clusters, ping-pong and split K win on some shapes only: they
+    are left to the tables measured on a GPU (tuned/) and to explicit choice.
 
     Up to 32 rows the bytes of the weights decide, and the mma kernel's 32-column tiles spread them over more
     multiprocessors than the 64 columns of the smallest sm90 tile.

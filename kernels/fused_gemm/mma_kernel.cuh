@@ -1,4 +1,6 @@
 // The body of the sm_80 GEMM kernels: one tile per block, then the epilogue straight from registers.
+//
+//   blockIdx.x --tile_order--> row, column --mma_mainloop.cuh--> acc --finish(sums, column)--> + residual --> y, by pairs
 #pragma once
 
 #include "common/numeric.cuh"
@@ -23,8 +25,8 @@ struct element_place {
     int thread_row, thread_column;
 };
 
-// A finish that fetches what belongs to the thread's rows and columns once, before the first element, has an overload of
-// these two. The thread's rows are first_row + 8 i, its columns first_column + 8 (j / 2) + j % 2.
+// A finish that fetches what belongs to the thread's rows and columns once, before the first element, has an overload
+// of these two. The thread's rows are first_row + 8 i, its columns first_column + 8 (j / 2) + j % 2.
 template <class Finish>
 __device__ __forceinline__ void begin_elements(Finish&, int first_row, int first_column, int M, int N) {}
 

@@ -1,8 +1,11 @@
 // Tile constants and the shared-memory plan of the sm_80 GEMM kernels.
 //
-// Elements have 16 or 8 bits. From the tactic: BLOCK_M, BLOCK_N, BLOCK_K, STAGES, WARPS_M, WARPS_N, WARPS_K. From the launch: GROUP_M, WIDE (1:
-// rows of 16-byte multiples, copied by cp.async; 0: any K and any alignment, element by element) and SHARED_BYTES. From the
-// kernel: WEIGHTS, the number of weight matrices that one pass over x multiplies with.
+// Elements have 16 or 8 bits.
+//
+//   from the tactic   BLOCK_M, BLOCK_N, BLOCK_K, STAGES, WARPS_M, WARPS_N, WARPS_K
+//   from the launch   GROUP_M, WIDE (1: rows of 16-byte multiples, copied by cp.async; 0: any K and any alignment,
+//                     element by element) and SHARED_BYTES
+//   from the kernel   WEIGHTS, the number of weight matrices that one pass over x multiplies with
 //
 //   a stage   [ x: BLOCK_M rows | w_0: BLOCK_N rows | w_1: BLOCK_N rows ], rows of BLOCK_K elements, kept as
 //             panels of 128-byte rows in 128-byte swizzle: eight rows have no bank conflicts
@@ -19,14 +22,16 @@ constexpr int THREADS = WARPS * WARP_SIZE;
 using acc_t = forge::accumulator<x_t>::type;
 constexpr int ELEMENT_BYTES = sizeof(x_t);
 
-constexpr int MMA_M = 16, MMA_N = 8;  // mma.sync.m16n8k16; of 8-bit elements m16n8k32, whose fragments have the same bytes
+// mma.sync.m16n8k16; of 8-bit elements m16n8k32, whose fragments have the same bytes.
+constexpr int MMA_M = 16, MMA_N = 8;
 constexpr int MMA_K = 32 / ELEMENT_BYTES;
 constexpr int WARP_M = BLOCK_M / WARPS_M;
 constexpr int WARP_N = BLOCK_N / WARPS_N;
 constexpr int TILES_M = WARP_M / MMA_M;
 constexpr int TILES_N = WARP_N / MMA_N;
 
-constexpr int CHUNK = 16 / ELEMENT_BYTES;  // elements of 16 bytes, the unit of copies, of ldmatrix rows and of the swizzle
+// Elements of 16 bytes, the unit of copies, of ldmatrix rows and of the swizzle.
+constexpr int CHUNK = 16 / ELEMENT_BYTES;
 constexpr int ROW_BYTES = 128;
 constexpr int PANEL_K = ROW_BYTES / ELEMENT_BYTES;
 constexpr int X_BYTES = BLOCK_M * BLOCK_K * ELEMENT_BYTES;

@@ -215,7 +215,8 @@ SM90_GATED_TACTICS = (
     sm90_tile(64, 128, stages=4, cluster_m=1, group_m=16, pingpong=True),
     sm90_tile(64, 128, stages=4, cluster_m=2, group_m=8, pingpong=True),
 )
-# For few rows of x: 4096 columns are 64 tiles of 64, and 128 blocks fill an H200; with 200 KB in flight in each.
+# For few rows of x: 4096 columns are 64 tiles of 64, and two blocks a tile nearly fill 132 multiprocessors, with up to
+# 200 KB in flight in each.
 SPLIT_TACTICS = (
     split_tile(16, 64, stages=20, split_k=2),
     split_tile(16, 64, stages=10, split_k=4),

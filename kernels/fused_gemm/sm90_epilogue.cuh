@@ -7,11 +7,12 @@
 //     fence.proxy.async, barrier
 //     issuer: TMA store of the box; rows and columns past M and N are skipped by the copy engine
 //
-// A residual arrives in the box before: of the first two boxes during the main loop, of each other one, which waits in L2, as
-// soon as the box has been stored from; ldmatrix at stmatrix's own addresses gives each thread the elements that it adds to.
+// A residual arrives in the box before: of the first two boxes during the main loop, of each other one, which waits in
+// L2, as soon as the box has been stored from; ldmatrix at stmatrix's own addresses gives each thread the elements that
+// it adds to.
 //
-// With WARP_STORES each warp stores its 16 rows of a box itself, as soon as they are there: no warp waits for another, and
-// what waits and barriers say above is the warp's own. For epilogues that share nothing between warps.
+// With WARP_STORES each warp stores its 16 rows of a box itself, as soon as they are there: no warp waits for another,
+// and what waits and barriers say above is the warp's own. For epilogues that share nothing between warps.
 #pragma once
 
 #include "common/ldmatrix.cuh"
@@ -54,8 +55,8 @@ __device__ __forceinline__ void put_box(const Epilogue&, const forge::tensor_map
     if (threadIdx.x % forge::WARPGROUP_THREADS == 0) forge::tma_store_2d(y, box, column, row);
 }
 
-// A box is about to be computed, from column 8 * first of the tile. An epilogue that fetches what the box's columns need
-// has its own form of it.
+// A box is about to be computed, from column 8 * first of the tile. An epilogue that fetches what the box's columns
+// need has its own form of it.
 template <class Epilogue>
 __device__ __forceinline__ void begin_box(Epilogue&, int first) {}
 

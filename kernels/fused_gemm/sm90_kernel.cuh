@@ -80,8 +80,8 @@ __device__ __forceinline__ void multiply(Epilogue&, acc_t (&acc)[ACCUMULATORS], 
     multiply_tile(acc, shared, position, k_blocks, slice);
 }
 
-// Tiles: see product_tiles. Epilogue: a type with start(column_pairs), called once, prepare(first_row, first_column, M, N)
-// and settle(), called before and after a tile's main loop, and value(acc, j, h, e), the finished element of
+// Tiles: see product_tiles. Epilogue: a type with start(column_pairs), called once, prepare(first_row, first_column, M,
+// N) and settle(), called before and after a tile's main loop, and value(acc, j, h, e), the finished element of
 // common/wgmma.cuh's accumulator layout; with RESIDUAL also the tensor map `residual`, laid out like y.
 template <class Epilogue, class Tiles>
 __device__ __forceinline__ void run_tiles(Epilogue epilogue, Tiles tiles, int M, int N, int K,

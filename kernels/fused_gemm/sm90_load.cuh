@@ -1,9 +1,14 @@
 // The loads of the sm_90a GEMM kernels that multiply rows of x (operand A) with rows of the weights (operand B).
+//
+//   x        rows row .. of the tile --TMA--> stage.A of this CTA
+//   weights  this CTA's share of the tile's rows --TMA, in a cluster multicast--> stage.B of every CTA of the cluster
+//            the same share, WEIGHTS_AHEAD stages later in K --TMA prefetch--> L2
 #pragma once
 
 #include "sm90_mainloop.cuh"
 
-// How many stages ahead of the ring the weights are asked into L2: their way from memory is longer than from there. 0: not.
+// How many stages ahead of the ring the weights are asked into L2: their way from memory is longer than from there.
+// 0: they are not.
 #ifndef WEIGHTS_AHEAD
 #define WEIGHTS_AHEAD 0
 #endif
@@ -17,8 +22,8 @@ __device__ __forceinline__ void prefetch_weights(const forge::tensor_map* const 
     }
 }
 
-// Loads the k_blocks stages of the tile whose first row of x is `row` and first rows of the weights are `weight_row`. In a
-// cluster, CTA `cta` loads its share of the weights' rows for all.
+// Loads the k_blocks stages of the tile whose first row of x is `row` and whose first row of every matrix of weights is
+// `weight_row`. In a cluster, CTA `cta` loads its share of the weights' rows for all.
 __device__ __forceinline__ void load_tile(const shared_plan& shared, ring& position, int k_blocks,
                                           const forge::tensor_map* x,
                                           const forge::tensor_map* const (&weights)[WEIGHTS], int row, int weight_row,

@@ -7,8 +7,9 @@
 //   next s                                                                        products of the stage before done:
 //        ^------------------- empty[s - 1] <- one arrival per warp of the tile --  release it; next s
 //
-// With CLUSTER_M = 2, two CTAs work on vertically neighboring tiles: each loads its own rows of x and half of the rows
-// of each weight box, which TMA multicasts to both. A stage is then free when the consumers of both have released it.
+// With CLUSTER_M > 1, that many CTAs work on vertically neighboring tiles: each loads its own rows of x and its share
+// (one CLUSTER_M-th) of the rows of each weight box, which TMA multicasts to all. A stage is then free when the consumers
+// of all have released it.
 //
 // Include the plan of shared memory and its constants before: sm90_tile.cuh, or another with the same names.
 #pragma once
@@ -41,8 +42,8 @@ __device__ __forceinline__ void leave_cluster() {
     }
 }
 
-// Fills the ring with the stages first_block .. first_block + k_blocks of a tile: load(stage, full, k) starts the copies of
-// elements k .. k + BLOCK_K, STAGE_BYTES in all, which complete on the barrier `full`.
+// Fills the ring with the stages first_block .. first_block + k_blocks of a tile: load(stage, full, k) starts the copies
+// of elements k .. k + BLOCK_K, STAGE_BYTES in all, which complete on the barrier `full`.
 template <class Load>
 __device__ __forceinline__ void fill_ring(const shared_plan& shared, ring& position, int first_block, int k_blocks,
                                           const Load& load) {

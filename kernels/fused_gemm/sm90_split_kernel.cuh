@@ -2,7 +2,8 @@
 //
 //   block r of the cluster                                                     (all blocks at the same time)
 //     warpgroup 0     one thread loads stages r * k_blocks .. of the weights and of x, STAGES of them ahead
-//     warpgroups 1..  main loop (sm90_mainloop.cuh), then the sums, transposed, to `partial` in the block's shared memory
+//     warpgroups 1..  main loop (sm90_mainloop.cuh), then the sums, transposed, to `partial` in the block's shared
+//                     memory
 //     cluster barrier
 //     all threads     every SPLIT_K-th run of 8 columns of y: the sums of block 0, + those of block 1, ... through
 //                     distributed shared memory, in this order: the same input gives the same bits

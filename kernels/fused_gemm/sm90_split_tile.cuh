@@ -1,10 +1,11 @@
-// Tile constants and the shared-memory plan of the sm_90a GEMM kernels for few rows of x: the blocks of a cluster share a
-// tile of y, each multiplies its own part of K.
+// Tile constants and the shared-memory plan of the sm_90a GEMM kernels for few rows of x: the blocks of a cluster share
+// a tile of y, each multiplies its own part of K.
 //
-// The operands are swapped: rows of the weights are the 64 rows of wgmma, rows of x its columns, which may be as few as 8.
+// The operands are swapped: rows of the weights are the 64 rows of wgmma, rows of x its columns, which may be as few as
+// 8.
 //
-// From the tactic: TILE_M rows of x, TILE_N columns of y, STAGES, SPLIT_K. From the kernel: WEIGHTS, whose boxes are stacked
-// in one A operand of A_ROWS = WEIGHTS * TILE_N rows.
+// From the tactic: TILE_M rows of x, TILE_N columns of y, STAGES, SPLIT_K. From the kernel: WEIGHTS, whose boxes are
+// stacked in one A operand of A_ROWS = WEIGHTS * TILE_N rows.
 //
 //   shared memory, from a multiple of 1024 bytes:
 //     ring       STAGES x [ A: A_ROWS rows of 128 bytes | B: TILE_M rows of 128 bytes ]     128-byte swizzle

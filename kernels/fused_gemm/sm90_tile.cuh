@@ -1,13 +1,14 @@
 // Tile constants and the shared-memory plan of the sm_90a GEMM kernels.
 //
-// From the tactic: BLOCK_M, BLOCK_N, STAGES, CLUSTER_M, GROUP_M, PINGPONG. From the kernel: WEIGHTS, the number of weight
-// matrices (1, or 2 for a gated product), whose boxes are stacked in one B operand of MMA_N = WEIGHTS * BLOCK_N rows.
+// From the tactic: BLOCK_M, BLOCK_N, STAGES, CLUSTER_M, GROUP_M, PINGPONG; WARP_STORES (sm90_epilogue.cuh) and
+// WEIGHTS_AHEAD (sm90_load.cuh), 0 where absent. From the kernel: WEIGHTS, the number of weight matrices (1, or 2 for a
+// gated product), whose boxes are stacked in one B operand of MMA_N = WEIGHTS * BLOCK_N rows.
 //
 //   shared memory, from a multiple of 1024 bytes:
 //     ring   STAGES x [ A: BLOCK_M rows of 128 bytes | B: MMA_N rows of 128 bytes ]     128-byte swizzle
 //     out    consumers x OUT_BOXES x [ 64 rows of 128 bytes ]                           128-byte swizzle
 //     column vectors   consumers x [ MMA_N elements ]                                   biases of the tile's columns
-//     full   STAGES mbarriers        empty  STAGES mbarriers        residual_full  one for each out box, with a residual
+//     full   STAGES mbarriers        empty  STAGES mbarriers        residual_full  one for each out box, if RESIDUAL
 #pragma once
 
 #include "sm90_operands.cuh"

@@ -1,7 +1,7 @@
 // The tiles of every expert's product, found on the device: only there is it known where an expert's rows end.
 //
-//   x [M, K]   | expert 0 | expert 1      | expert 3 |  rows of none |        offsets = end 0, end 1, end 2 = end 1, end 3
-//   tiles      | 0  1     | 2  3  4       | 5        |                        (one column of tiles drawn)
+//   x [M, K]   | expert 0 | expert 1      | expert 3 |  rows of none |     offsets: end 0, end 1, end 2 = end 1, end 3
+//   tiles      | 0  1     | 2  3  4       | 5        |                     (one column of tiles drawn)
 //
 // An expert's tiles begin at its first row, so only its last row of tiles is partly empty. They come in tile_order's
 // sequence, expert after expert: the tiles in flight share weights in L2.
@@ -24,8 +24,8 @@ struct expert_walk {
     int experts, M, N;
 
     int expert = -1;
-    int begin = 0, end = 0;       // its rows
-    int first = 0, tiles = 0;     // its tiles
+    int begin = 0, end = 0;    // its rows
+    int first = 0, tiles = 0;  // its first tile, and how many
 
     __device__ __forceinline__ expert_walk(const int* offsets, int experts, int M, int N)
         : offsets(offsets), experts(experts), M(M), N(N) {}

@@ -22,7 +22,12 @@ from trtforge.kernels.fused_gemm.geometry import (
 _LEFT_OVER = 5
 _IDLE_EXPERTS = 0.2  # of unevenly loaded ones
 _ROW_LIMIT = 1 << 31
-RULES = [(lambda d: d.E * d.N < _ROW_LIMIT, "E · N must be below 2^31: rows of the weights are counted in 32 bits")]
+RULES = [
+    (
+        lambda d: d.E * d.N < _ROW_LIMIT,
+        "E · N must be below 2^31, as rows of the weights are counted in 32 bits: divide the experts among calls",
+    )
+]
 
 
 def sizes(experts: int, m: int, n: int, k: int) -> dict[str, int]:

@@ -10,8 +10,8 @@
 // The grid has a block for every tile that any offsets can make. Those that find none put zeros into the rows after the
 // last expert's.
 //
-// Compile-time: x_t, ACTIVATION, HAS_BIAS; tactic BLOCK_M, BLOCK_N, BLOCK_K, STAGES, WARPS_M, WARPS_N, WARPS_K, GROUP_M;
-// WIDE (1 needs K % 8 == 0 and 16-byte aligned pointers), SHARED_BYTES.
+// Compile-time: x_t, ACTIVATION, HAS_BIAS; tactic BLOCK_M, BLOCK_N, BLOCK_K, STAGES, WARPS_M, WARPS_N, WARPS_K;
+// GROUP_M, WIDE (1 needs K % 8 == 0 and 16-byte aligned pointers), SHARED_BYTES.
 
 constexpr int WEIGHTS = 1;
 

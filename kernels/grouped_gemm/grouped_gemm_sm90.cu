@@ -1,4 +1,5 @@
-// y = activate(x w[expert]^T + bias[expert]) on sm_90a, tokens sorted by expert: TMA, wgmma, warp-specialized, persistent.
+// y = activate(x w[expert]^T + bias[expert]) on sm_90a, tokens sorted by expert: TMA, wgmma, warp-specialized,
+// persistent.
 //
 //   offsets [E] --> tiles of expert 0, 1, ..  (found by the loading thread and by every consumer, each for itself)
 //
@@ -7,11 +8,12 @@
 //   w [E N, K] rows of the expert -TMA-> ring.B --/                                                           |
 //                                  y [M, N] <--TMA, or up to the expert's last row-- out box <-- x_t <--------+
 //
-// The main loop, ring and stores are the fused GEMM's (fused_gemm/sm90_kernel.cuh). A tile that is cut by its expert's end
-// multiplies rows of the next expert too; their sums go nowhere.
+// The main loop, ring and stores are the fused GEMM's (fused_gemm/sm90_kernel.cuh). A tile that is cut by its expert's
+// end multiplies rows of the next expert too; their sums go nowhere.
 //
-// Compile-time: x_t, ACTIVATION, HAS_BIAS; tactic BLOCK_M, BLOCK_N, STAGES, CLUSTER_M, GROUP_M, PINGPONG;
-// SHARED_BYTES. Needs K % 8 == 0 and N % 8 == 0 (rows of 16-byte multiples, for TMA) and 16-byte aligned pointers.
+// Compile-time: x_t, ACTIVATION, HAS_BIAS; tactic BLOCK_M, BLOCK_N, STAGES, CLUSTER_M, GROUP_M, PINGPONG,
+// WEIGHTS_AHEAD (0 where absent); SHARED_BYTES.
+// Needs K % 8 == 0 and N % 8 == 0 (rows of 16-byte multiples, for TMA) and 16-byte aligned pointers.
 
 constexpr int WEIGHTS = 1;
 

@@ -110,7 +110,11 @@ def _(d, t, dev):
 @scaled_grouped_gemm.kernel(
     triton("scaled_grouped_gemm_triton.py"),
     tactics=TRITON_TACTICS,
-    requires=[TRITON_TYPES, WIDE_K, (lambda d: d.N % TMA_ELEMENTS == 0, "N must be a multiple of 16")],
+    requires=[
+        TRITON_TYPES,
+        WIDE_K,
+        (lambda d: d.N % TMA_ELEMENTS == 0, "writes rows of y 16 elements at a time, so N must be a multiple of 16"),
+    ],
 )
 def _(d, t):
     return triton_launch(d, t, TMA_ELEMENTS)

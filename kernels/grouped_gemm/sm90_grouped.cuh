@@ -53,7 +53,8 @@ struct grouped_tiles {
     }
 };
 
-// An epilogue over experts. Finish: an epilogue as run_tiles takes it, with a member `expert` that is set for each tile.
+// An epilogue over experts. Finish: an epilogue as run_tiles takes it, with a member `expert` that is set for every
+// tile.
 template <class Finish>
 struct grouped_epilogue : Finish {
     y_t* y;

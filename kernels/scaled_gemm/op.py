@@ -25,21 +25,22 @@ from trtforge.kernels.scaled_gemm import peers
 
 CODES = ("float8_e4m3fn", "int8")
 TMA_ELEMENTS = 16  # of one byte in the 16 bytes that TMA (and cp.async) move multiples of
-#: What the ops' pages warn of; measured in flash_attention_fp8, whose products are the same.
-FP8_SUMS = """Long sums of fp8 products lose accuracy on sm_90 (kernels sm90 and triton), where the tensor cores add alone:
-bits that do not fit are dropped, not rounded, at every 32 products. Terms of both signs mostly cancel these errors; sums
-of one sign shrink by about 2^-11 each time, 22 % after K = 16,384 (measured on an H200), 6 % after 4,096 by the same
-rate. trtforge::block_scaled_gemm adds up in float32 every 128 products: take it where K is long and x or w of one
-sign."""
+#: What the ops' pages warn of (docs/kernels/flash_attention_fp8.md, Accuracy).
+FP8_SUMS = """Long sums of fp8 products lose accuracy on sm_90 (kernel sm90 and those in Triton), where the tensor cores
+add up alone: bits that do not fit are dropped, not rounded, at every 32 products. Where terms have both signs, most of
+these errors cancel; sums of one sign shrink by about 2^-11 each time. On an H200 such sums of
+trtforge::flash_attention_fp8 lost 22 % after 16,384 products; at that rate 6 % are lost after 4,096.
+trtforge::block_scaled_gemm adds up in float32 every 128 products: take it where K is long and products are mostly of
+one sign."""
 
 
 def scale_sample(rng, shape, d):
-    """Positive, about 1 / sqrt(K): sums of N(0, 1) codes become N(0, 1)."""
+    """Positive, about K^(-1/4), so that two of them make K^(-1/2): sums of N(0, 1) codes become about N(0, 1)."""
     return (rng.uniform(0.5, 1.5, shape) / math.sqrt(math.sqrt(d.K))).astype(np.float32)
 
 
 def code_sample(rng, shape, d, dt):
-    """N(0, 1) in fp8; every code in int8, scaled to the same size by the scales' sample."""
+    """N(0, 1) in fp8; -4 to 4 in int8, whose sums are 6.7 times as large."""
     if dt["x"] == "int8":
         return rng.integers(-4, 5, shape)
     return rng.standard_normal(shape, dtype=np.float32)
@@ -51,8 +52,8 @@ def sizes(m, n, k, rows=True, columns=True):
 
 scaled_gemm = Op(
     "trtforge::scaled_gemm",
-    doc=f"""y = activation((x wᵀ) · x_scale · w_scale + bias) for fp8 e4m3 or int8 x and w (W8A8): scales per row of x and
-per row of w (output channel), or one for the tensor.
+    doc=f"""y = activation((x wᵀ) · x_scale · w_scale + bias) for fp8 e4m3 or int8 x and w (W8A8): scales per row of x
+and per row of w (output channel), or one for the tensor.
 
 {FP8_SUMS} int8 sums are exact.""",
     inputs={
@@ -119,7 +120,7 @@ SM90_TACTICS = (
     sm90_tile(64, 64, stages=8, cluster_m=1, group_m=16),
     sm90_tile(128, 256, stages=4, cluster_m=1, group_m=16) | {"WARP_STORES": 1},
 )
-WIDE, WIDE_CLUSTER, TURNS, TURNS_CLUSTER, SQUARE, FLAT_CLUSTER, SMALL = SM90_TACTICS[:7]
+WIDE, WIDE_CLUSTER, TURNS, _, SQUARE, _, SMALL = SM90_TACTICS[:7]
 MMA_TACTICS = (
     mma_tile((128, 128, 128), stages=3, warps=(2, 4, 1)),
     mma_tile((64, 64, 128), stages=4, warps=(2, 2, 1)),
@@ -195,7 +196,7 @@ def _(d, t):
     requires=[
         TRITON_TYPES,
         (lambda d: d.K % TMA_ELEMENTS == 0, "reads 16 bytes at a time, so K must be a multiple of 16"),
-        (lambda d: d.N % TMA_ELEMENTS == 0, "N must be a multiple of 16"),
+        (lambda d: d.N % TMA_ELEMENTS == 0, "writes rows of y 16 elements at a time, so N must be a multiple of 16"),
     ],
 )
 def _(d, t, dt):
@@ -215,10 +216,11 @@ def _(d, t, dt):
 
 @scaled_gemm.heuristic
 def _(d, dev):
-    """The largest tile whose tiles fill the multiprocessors; small products prefer small tiles.
+    """The largest tile whose tiles fill half of the multiprocessors; small products prefer small tiles.
 
-    Two to four rows of 64 share the weights in a cluster of four, which reads them once. Up to sm_89, mma.sync is what
-    Triton multiplies with too; on later GPUs Triton has faster instructions where its requirements hold.
+    Clusters of four, which read the weights once for up to 256 rows, were slower than small tiles where they were
+    measured. Up to sm_89, mma.sync is what Triton multiplies with too; on later GPUs Triton has faster instructions
+    where its requirements hold.
     """
     wide = [("mma", t) for t in by_modeled_time(d, dev, MMA_TACTICS, 1, MMA_TILE_RATE)]
     elementwise = [("mma_elementwise", t) for t in by_modeled_time(d, dev, MMA_ELEMENTWISE_TACTICS, 1, MMA_TILE_RATE)]
@@ -231,8 +233,6 @@ def _(d, dev):
         tactics = [WIDE, TURNS, WIDE_CLUSTER]
     elif cdiv(d.M, 128) * cdiv(d.N, 128) * 2 >= dev.sms:
         tactics = [SQUARE]
-    elif d.M > 128 and cdiv(d.M, 256) * cdiv(d.N, 128) * 4 <= dev.sms:
-        tactics = [FLAT_CLUSTER]
     else:
         tactics = [SMALL]
     order = [("sm90", tactic) for tactic in tactics]

@@ -1,5 +1,5 @@
-// y = activate(x w^T * x_scale * w_scale + bias) with mma.sync for 8-bit x and w, any M, N and K: int8 from sm_80 on, fp8
-// e4m3 from sm_89 on.
+// y = activate(x w^T * x_scale * w_scale + bias) with mma.sync for 8-bit x and w, any M, N and K: int8 from sm_80 on,
+// fp8 e4m3 from sm_89 on.
 //
 //   x [M, K] --cp.async--> ring --ldmatrix--\
 //                                            mma.sync m16n8k32 --> acc (int32, float32) --> * scales + bias --> activate

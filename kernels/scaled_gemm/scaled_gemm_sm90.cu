@@ -8,8 +8,8 @@
 // The main loop, ring and stores are the fused GEMM's (fused_gemm/sm90_kernel.cuh), the epilogue is
 // scaled_epilogue.cuh's.
 //
-// Compile-time: x_t, y_t, ACTIVATION, HAS_BIAS; tactic BLOCK_M, BLOCK_N, STAGES,
-// CLUSTER_M, GROUP_M, PINGPONG; SHARED_BYTES. Needs K % 16 == 0 and N % 8 == 0 (TMA) and 16-byte aligned pointers.
+// Compile-time: x_t, y_t, ACTIVATION, HAS_BIAS; tactic BLOCK_M, BLOCK_N, STAGES, CLUSTER_M, GROUP_M, PINGPONG,
+// WARP_STORES (0 where absent); SHARED_BYTES. Needs K % 16 == 0 and N % 8 == 0 (TMA) and 16-byte aligned pointers.
 
 constexpr int WEIGHTS = 1;
 

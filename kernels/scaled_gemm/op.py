@@ -120,7 +120,7 @@ SM90_TACTICS = (
     sm90_tile(64, 64, stages=8, cluster_m=1, group_m=16),
     sm90_tile(128, 256, stages=4, cluster_m=1, group_m=16) | {"WARP_STORES": 1},
 )
-WIDE, WIDE_CLUSTER, TURNS, _, SQUARE, _, SMALL = SM90_TACTICS[:7]
+WIDE, WIDE_CLUSTER, TURNS, SQUARE, SMALL = (SM90_TACTICS[index] for index in (0, 1, 2, 4, 6))
 MMA_TACTICS = (
     mma_tile((128, 128, 128), stages=3, warps=(2, 4, 1)),
     mma_tile((64, 64, 128), stages=4, warps=(2, 2, 1)),

@@ -11,6 +11,8 @@ import pytest
 from trtforge.bindings.architectures import architecture
 from trtforge.bindings.errors import ContractError
 from trtforge.kernels import Case, registry
+from trtforge.kernels.binding import Binding
+from trtforge.kernels.scaled_gemm.op import LONGEST_INT8_SUM
 
 E4M3 = ml_dtypes.float8_e4m3fn
 
@@ -56,6 +58,19 @@ def test_other_numbers_of_scales_are_refused(sizes: dict[str, int], message: str
     case = Case({"M": 8, "N": 16, "K": 32, "SX": 8, "SW": 16, **sizes})
     with pytest.raises(ContractError, match=message):
         op.bind_case(case, {"x": "int8", "w": "int8", "x_scale": "float32", "w_scale": "float32"})
+
+
+def test_int8_sums_that_could_leave_int32_are_refused() -> None:
+    def bound(dtype: str, depth: int) -> Binding:
+        shapes = {"x": (2, depth), "w": (8, depth), "x_scale": (1,), "w_scale": (1,)}
+        dtypes = {"x": dtype, "w": dtype, "x_scale": "float32", "w_scale": "float32"}
+        return registry.get("scaled_gemm").bind(shapes, dtypes)
+
+    assert 128 * 128 * LONGEST_INT8_SUM < 1 << 31 <= 128 * 128 * (LONGEST_INT8_SUM + 1)
+    bound("int8", LONGEST_INT8_SUM)
+    bound("float8_e4m3fn", LONGEST_INT8_SUM + 1)
+    with pytest.raises(ContractError, match="K of int8 must be at most 131071"):
+        bound("int8", LONGEST_INT8_SUM + 1)
 
 
 @pytest.mark.parametrize("k, n, kernel", [(4096, 4096, "sm90"), (4104, 4096, "triton_elementwise"), (4096, 777, "mma")])

@@ -24,6 +24,7 @@ from trtforge.kernels.fused_gemm.op import ACTIVATION_FUNCTIONS, ACTIVATIONS, BE
 from trtforge.kernels.scaled_gemm import peers
 
 CODES = ("float8_e4m3fn", "int8")
+LONGEST_INT8_SUM = (1 << 17) - 1  # products of up to 2^14 that fit int32
 TMA_ELEMENTS = 16  # of one byte in the 16 bytes that TMA (and cp.async) move multiples of
 #: What the ops' pages warn of (docs/kernels/flash_attention_fp8.md, Accuracy).
 FP8_SUMS = """Long sums of fp8 products lose accuracy on sm_90 (kernel sm90 and those in Triton), where the tensor cores
@@ -71,6 +72,10 @@ and per row of w (output channel), or one for the tensor.
     rules=[
         (lambda d: (d.SX == 1) | (d.SX == d.M), "x_scale has one element, or one per row of x"),
         (lambda d: (d.SW == 1) | (d.SW == d.N), "w_scale has one element, or one per row of w"),
+        (
+            lambda d, dt: dt["x"] != "int8" or d.K <= LONGEST_INT8_SUM,
+            f"K of int8 must be at most {LONGEST_INT8_SUM}: longer sums of products can leave int32; split K and add",
+        ),
     ],
     # The product keeps about 14 bits of each partial sum (fp8 on sm_90), whose errors cancel in sums of N(0, 1); the
     # result is rounded to 11 or 8.

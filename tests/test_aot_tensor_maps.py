@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from compiler import needs_compiler
 from emulated import TARGET
 
 from trtforge.bindings.architectures import architecture
 from trtforge.bindings.binary import Parameter
-from trtforge.bindings.errors import DeclarationError, ForgeError
+from trtforge.bindings.errors import DeclarationError
 from trtforge.harness import plugin_check
-from trtforge.harness.emulate import toolchain
 from trtforge.harness.emulate.emulator import run
 from trtforge.harness.emulate.planning import EMULATED_SMS
 from trtforge.harness.emulate.reports import KernelFault
@@ -34,18 +34,6 @@ from trtforge.plugins.eligibility import aot_eligibility
 
 registry.load_builtin()
 SMALL = replace(TARGET, sms=EMULATED_SMS)
-
-
-def _why_not() -> str:
-    try:
-        toolchain.runtime_object()
-    except ForgeError as error:
-        return str(error)
-    return ""
-
-
-WHY_NOT = _why_not()
-needs_compiler = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "a compiler is here")
 needs_bindings = pytest.mark.skipif(
     importlib.util.find_spec(stand_ins.BINDINGS) is None, reason=f"needs pip install {stand_ins.WHEEL}"
 )

@@ -9,9 +9,10 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from compiler import needs_compiler
 from emulated import HEAD, TARGET, agrees, changed, matching, run_tiny, tiny_op
 
-from trtforge.bindings.errors import ForgeError, MissingDependencyError, UsageError
+from trtforge.bindings.errors import MissingDependencyError, UsageError
 from trtforge.harness.check import check, summary
 from trtforge.harness.emulate import toolchain
 from trtforge.harness.emulate.emulator import run
@@ -20,18 +21,6 @@ from trtforge.harness.emulate.translate import NotEmulated, translate
 from trtforge.kernels import Attr, Case, Launch, Op, Tensor, cuda, registry
 
 registry.load_builtin()
-
-
-def _why_not() -> str:
-    try:
-        toolchain.runtime_object()
-    except ForgeError as error:
-        return str(error)
-    return ""
-
-
-WHY_NOT = _why_not()
-needs_compiler = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "a compiler is here")
 
 
 @pytest.fixture(autouse=True)

@@ -10,17 +10,18 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from compiler import needs_compiler
 
 from trtforge.bindings.architectures import architecture
 from trtforge.bindings.disassemble import sass
-from trtforge.bindings.errors import ContractError, ForgeError
+from trtforge.bindings.errors import ContractError
 from trtforge.graph_api import Network
 from trtforge.graph_api import functional as F
 from trtforge.graph_api.fusion import fuse
 from trtforge.harness import pool
 from trtforge.harness.check import plan_interpreter
 from trtforge.harness.compare import compare, tolerance_of
-from trtforge.harness.emulate import emulator, toolchain
+from trtforge.harness.emulate import emulator
 from trtforge.harness.inspection import Inspection, inspect_kernel
 from trtforge.kernels import Case, Op, registry
 from trtforge.kernels.compile import compile_kernel
@@ -278,16 +279,13 @@ PERSISTENT_CASES = (
 )
 
 
+@needs_compiler
 @pytest.mark.parametrize("op", [flash_attention, flash_attention_lse], ids=lambda op: op.name)
 @pytest.mark.parametrize(("dims", "attributes", "optional", "sms"), PERSISTENT_CASES)
 def test_sm90_persistent_blocks_walk_over_many_tiles(
     op: Op, dims: dict[str, int], attributes: dict[str, Any], optional: tuple[str, ...], sms: int
 ) -> None:
     """On a CPU, with so few multiprocessors that every block has several tiles, some of which see no key."""
-    try:
-        toolchain.runtime_object()
-    except ForgeError as error:
-        pytest.skip(str(error))
     kernel, target = op.kernel_named("sm90"), replace(architecture("sm_90a"), sms=sms)
     case = Case(dims, attributes, optional=optional)
     dtypes = op.dtype_combinations(case)[-1]

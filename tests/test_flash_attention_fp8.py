@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-import shutil
 from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from compiler import needs_compiler
 
 from trtforge.bindings.architectures import architecture
 from trtforge.bindings.disassemble import sass
@@ -29,7 +29,6 @@ from trtforge.kernels.flash_attention_fp8.op import flash_attention_fp8 as op
 TARGET = architecture("sm_90a")
 DTYPES = {**dict.fromkeys("qkv", "float8_e4m3fn"), **{f"{name}_scale": "float32" for name in "qkv"}}
 DIMS = {"B": 1, "Hq": 2, "Hkv": 1, "Sq": 64, "Sk": 64, "D": 128, "SB": 1}
-emulated = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulation needs g++")
 
 
 def _binding(dims: dict[str, int] | None = None, **attributes: Any) -> Any:
@@ -170,7 +169,7 @@ def _passes(found: np.ndarray, case: Case, inputs: dict[str, np.ndarray]) -> Non
     assert verdict.passed, verdict
 
 
-@emulated
+@needs_compiler
 @pytest.mark.parametrize(
     ("index", "dims", "attributes"),
     [
@@ -191,7 +190,7 @@ def test_every_tactic(index: int, dims: dict[str, int], attributes: dict[str, An
     _passes(_emulate(case, index, 2, inputs), case, inputs)
 
 
-@emulated
+@needs_compiler
 def test_each_value_finds_its_key_and_its_column() -> None:
     """Queries that attend to one key each bring back that key's row of V: nothing is moved by the transposition."""
     width = keys = 128
@@ -208,7 +207,7 @@ def test_each_value_finds_its_key_and_its_column() -> None:
     np.testing.assert_array_equal(_emulate(case, 1, 2, inputs)[0, 0].astype(np.float64), v[order])
 
 
-@emulated
+@needs_compiler
 @pytest.mark.parametrize("index", [0, 1])
 def test_heads_of_zeros_give_means(index: int) -> None:
     """The smallest scales that quantization gives: their product is below float32, hidden keys stay hidden."""

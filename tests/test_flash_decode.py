@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ import attention_in_torch as reference
 import ml_dtypes
 import numpy as np
 import pytest
+from compiler import needs_compiler
 
 from trtforge.bindings.architectures import INSPECTED, architecture
 from trtforge.bindings.errors import ContractError
@@ -24,7 +24,6 @@ from trtforge.kernels.paged_attention.op import paged_attention, paged_attention
 TARGET = architecture("sm_90a")
 OPS = (flash_attention, paged_attention, paged_attention_8bit)
 PAGED = (paged_attention, paged_attention_8bit)
-emulated = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulation needs g++")
 
 
 def _case(op: Op, dims: dict[str, int], optional: tuple[str, ...] = (), **attributes: Any) -> Case:
@@ -253,7 +252,7 @@ def test_machine_code(arch: str, op: Op, width: int, tactic: dict[str, int]) -> 
 # ---- run on the CPU -------------------------------------------------------------------------------------------------
 
 
-@emulated
+@needs_compiler
 @pytest.mark.parametrize("seed", range(6))
 def test_emulated_against_float64(seed: int) -> None:
     rng = np.random.default_rng(1000 + seed)
@@ -269,7 +268,7 @@ def test_emulated_against_float64(seed: int) -> None:
     assert verdict.passed, (op.name, case.label, kernel.tactic_label(index), verdict)
 
 
-@emulated
+@needs_compiler
 def test_wild_page_numbers_read_nothing_outside_of_the_cache() -> None:
     op = paged_attention
     case = _case(op, {"pages": 3, "page_size": 16, "max_pages": 2}, ("block_table",))

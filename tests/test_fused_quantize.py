@@ -8,13 +8,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from compiler import needs_compiler
 from emulated import TARGET, agrees
 
 from trtforge.bindings.architectures import INSPECTED, architecture
-from trtforge.bindings.errors import ContractError, ForgeError
+from trtforge.bindings.errors import ContractError
 from trtforge.harness.check import check
 from trtforge.harness.compare import compare, tolerance_of
-from trtforge.harness.emulate import toolchain
 from trtforge.harness.emulate.emulator import run
 from trtforge.kernels import Case, registry
 from trtforge.kernels.compile import compile_kernel
@@ -30,18 +30,6 @@ registry.load_builtin()
 OPS = (rms_norm_quantize_token, add_rms_norm_quantize_token, layer_norm_quantize_token, silu_mul_quantize_token)
 CODES = ("int8", "float8_e4m3fn", "float8_e5m2")
 NAN_CODE = {"int8": 0, "float8_e4m3fn": 0x7F, "float8_e5m2": 0x7F}
-
-
-def _why_not() -> str:
-    try:
-        toolchain.runtime_object()
-    except ForgeError as error:
-        return str(error)
-    return ""
-
-
-WHY_NOT = _why_not()
-needs_compiler = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "a compiler is here")
 
 
 def first_of(op: Op) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import pickle
-import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from compiler import needs_compiler
 from emulated import TARGET
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,8 +28,6 @@ from trtforge.kernels import Case, registry
 from trtforge.kernels.contract import Names
 from trtforge.kernels.grouped_gemm.geometry import expert_ends, rows_of_experts, tiles_at_most
 from trtforge.kernels.grouped_gemm.op import SM90_TACTICS, grouped_gemm, scaled_grouped_gemm
-
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulation needs g++")
 
 #: Ends of four experts' rows, of 150: what each case is named for.
 OFFSETS = {

@@ -12,14 +12,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from compiler import needs_compiler
 from emulated import agrees
 
 from trtforge.bindings.architectures import INSPECTED, architecture
 from trtforge.bindings.disassemble import sass
 from trtforge.bindings.dtypes import dtype
-from trtforge.bindings.errors import ContractError, ForgeError
+from trtforge.bindings.errors import ContractError
 from trtforge.harness.check import check
-from trtforge.harness.emulate import toolchain
 from trtforge.kernels import Case, registry
 from trtforge.kernels.compile import compile_kernel
 from trtforge.kernels.op import Op
@@ -331,6 +331,7 @@ def test_a_row_of_any_length_is_read_once_as_far_as_there_are_registers(k: int) 
         assert choice.kernel.name == ("cluster" if 32768 < k <= 131072 or (m <= 64 and 16384 < k <= 131072) else "cuda")
 
 
+@needs_compiler
 @pytest.mark.parametrize(
     ("kernel", "wanted", "k"),
     [
@@ -340,10 +341,6 @@ def test_a_row_of_any_length_is_read_once_as_far_as_there_are_registers(k: int) 
     ],
 )
 def test_long_rows_run_on_a_cpu(kernel: str, wanted: dict[str, int], k: int) -> None:
-    try:
-        toolchain.runtime_object()
-    except ForgeError as error:
-        pytest.skip(str(error))
     op = family.DYNAMIC["token"]
     case = Case({"M": 2, "K": k}, {"to": "float8_e4m3fn"}, dtypes={"x": "bfloat16"})
     agrees(op, op.kernel_named(kernel), case, {}, op.tactic_index(op.kernel_named(kernel), wanted))

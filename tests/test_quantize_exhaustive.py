@@ -15,12 +15,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from compiler import needs_compiler
 
 from trtforge.bindings import device
 from trtforge.bindings.architectures import Architecture, architecture
-from trtforge.bindings.errors import ForgeError
 from trtforge.harness import on_device
-from trtforge.harness.emulate import toolchain
 from trtforge.harness.emulate.emulator import run as emulated
 from trtforge.kernels import registry
 from trtforge.kernels.compile import compile_kernel
@@ -175,18 +174,7 @@ def test_every_code_is_dequantized_on_the_gpu(codes: str, to: str) -> None:
             assert np.array_equal(found, wanted, equal_nan=True), str(kernel)
 
 
-def _why_not() -> str:
-    try:
-        toolchain.runtime_object()
-    except ForgeError as error:
-        return str(error)
-    return ""
-
-
-WHY_NOT = _why_not()
-
-
-@pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "a compiler is here")
+@needs_compiler
 @pytest.mark.parametrize(("kind", "to"), [("bfloat16", "float8_e4m3fn"), ("float16", "int8")])
 def test_cuda_kernels_emulated_on_every_pattern(kind: str, to: str) -> None:
     target = architecture("sm_90a")

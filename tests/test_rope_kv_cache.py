@@ -7,31 +7,19 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from compiler import needs_compiler
 from emulated import agrees
 
-from trtforge.bindings.errors import ContractError, ForgeError
+from trtforge.bindings.errors import ContractError
 from trtforge.graph_api import Network
 from trtforge.graph_api import functional as F
 from trtforge.harness.check import check
-from trtforge.harness.emulate import toolchain
 from trtforge.kernels import registry
 from trtforge.kernels.kv_cache.rope import rope_kv_cache_update as op
 from trtforge.kernels.quantize import reference as quantization
 
 registry.load_builtin()
 CODES = {"float8_e4m3fn": ml_dtypes.float8_e4m3fn, "int8": np.int8}
-
-
-def _why_not() -> str:
-    try:
-        toolchain.runtime_object()
-    except ForgeError as error:
-        return str(error)
-    return ""
-
-
-WHY_NOT = _why_not()
-needs_compiler = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "a compiler is here")
 
 
 def inputs(kind: Any, kept: Any, b: int = 2, h: int = 3, t: int = 4, d: int = 16, room: int = 9) -> dict[str, Any]:

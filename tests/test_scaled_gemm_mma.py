@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from compiler import needs_compiler
 from emulated import TARGET, agrees, changed, matching
 
 from trtforge.bindings.architectures import architecture
-from trtforge.bindings.errors import ContractError, ForgeError
-from trtforge.harness.emulate import toolchain
+from trtforge.bindings.errors import ContractError
 from trtforge.harness.emulate.emulator import run
 from trtforge.harness.emulate.reports import KernelFault
 from trtforge.kernels import Case, registry
@@ -19,18 +19,6 @@ from trtforge.kernels.scaled_gemm.op import sizes
 
 OP = registry.get("scaled_gemm")
 FP8 = "float8_e4m3fn"
-
-
-def _why_not() -> str:
-    try:
-        toolchain.runtime_object()
-    except ForgeError as error:
-        return str(error)
-    return ""
-
-
-WHY_NOT = _why_not()
-needs_compiler = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "a compiler is here")
 
 
 # ---- it computes what the reference does -------------------------------------------------------------------------

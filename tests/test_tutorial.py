@@ -8,10 +8,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from compiler import needs_compiler
 from emulated import TARGET, agrees
 
-from trtforge.bindings.errors import ForgeError
-from trtforge.harness.emulate import toolchain
 from trtforge.harness.measurement import COPY, Measurement, Run
 from trtforge.kernels import registry
 from trtforge.kernels.compile import compile_kernel
@@ -21,17 +20,6 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "examples" / "tutorial"
 PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 STEPS = ("step1", "step2", "step3", "step4", "step5")
-
-
-def _why_not() -> str:
-    try:
-        toolchain.runtime_object()
-    except ForgeError as error:
-        return str(error)
-    return ""
-
-
-WHY_NOT = _why_not()
 
 
 @pytest.fixture
@@ -51,7 +39,7 @@ def figures() -> ModuleType:
     return module
 
 
-@pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "a compiler is here")
+@needs_compiler
 @pytest.mark.parametrize("step", STEPS)
 def test_every_step_agrees_with_the_reference(op: Op, step: str) -> None:
     for case in [c for c in op.cases if not c.tags]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import shutil
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from compiler import needs_compiler
 
 from trtforge.bindings.architectures import architecture
 from trtforge.bindings.errors import ContractError
@@ -22,7 +22,6 @@ from trtforge.kernels.varlen_attention.op import flash_attention_varlen as op
 
 TARGET = architecture("sm_90a")
 DTYPES = {**dict.fromkeys("qkv", "bfloat16"), "cu_seqlens_q": "int32", "cu_seqlens_k": "int32"}
-emulated = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulation needs g++")
 
 
 def _case(dims: dict[str, int] | None = None, **attributes: Any) -> Case:
@@ -167,7 +166,7 @@ def _passes(found: np.ndarray, inputs: dict[str, np.ndarray], causal: bool) -> N
     assert verdict.passed, verdict
 
 
-@emulated
+@needs_compiler
 @pytest.mark.parametrize("kernel", ["mma", "sm90"])
 def test_what_other_sequences_hold_does_not_reach_a_sequence(kernel: str) -> None:
     """NaN in all rows of one sequence, and after the last: the other sequences stay as they are."""
@@ -183,7 +182,7 @@ def test_what_other_sequences_hold_does_not_reach_a_sequence(kernel: str) -> Non
     assert np.isnan(found[30:70].astype(np.float32)).any()
 
 
-@emulated
+@needs_compiler
 @pytest.mark.parametrize(("kernel", "sequences"), [("mma", 1100), ("sm90", 70)])
 def test_many_short_sequences(kernel: str, sequences: int) -> None:
     """Two and three rounds of a warp's search, empty sequences, tokens of nobody."""
@@ -193,7 +192,7 @@ def test_many_short_sequences(kernel: str, sequences: int) -> None:
     _passes(_emulate(kernel, inputs, tactic=3, causal=True), inputs, True)
 
 
-@emulated
+@needs_compiler
 @pytest.mark.parametrize("kernel", ["mma", "sm90"])
 def test_wild_offsets_touch_nothing_outside(kernel: str) -> None:
     """Negative, huge and descending offsets: guarded memory and the sanitizer see no access outside of the tensors."""

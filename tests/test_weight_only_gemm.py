@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from compiler import needs_compiler
 
 from trtforge.bindings.architectures import architecture
 from trtforge.bindings.errors import ContractError
@@ -23,8 +23,6 @@ from trtforge.kernels.op import Op
 
 BFLOAT16 = ml_dtypes.bfloat16
 BITS = (8, 4)
-
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulation needs g++")
 
 
 def op_of(bits: int) -> Op:

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from trtforge.kernels.common.activation_triton import activate
-from trtforge.kernels.common.tile_order_triton import grouped_tile
+from trtforge.kernels.common.gemm_triton import add_bias, store_tile, tile_rows_and_columns
 
 
 @triton.jit
@@ -34,9 +34,7 @@ def block_scaled_gemm(
 ):
     K = K_vectors * VECTOR
     N = N_vectors * VECTOR
-    tile_m, tile_n = grouped_tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_M)
-    rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows, columns = tile_rows_and_columns(M, N, BLOCK_M, BLOCK_N, GROUP_M)
     depth = tl.arange(0, SCALE_BLOCK)
     row_inside = rows < M
     column_inside = columns < N
@@ -58,7 +56,6 @@ def block_scaled_gemm(
         w_tile += SCALE_BLOCK
 
     if HAS_BIAS:
-        sums += tl.load(bias_ptr + columns, mask=column_inside, other=0.0).to(tl.float32)[None, :]
+        sums = add_bias(sums, bias_ptr, columns, column_inside)
     y = activate(sums, ACTIVATION)
-    y_tile = y_ptr + rows.to(tl.int64)[:, None] * N + columns[None, :]
-    tl.store(y_tile, y.to(y_ptr.dtype.element_ty), mask=row_inside[:, None] & column_inside[None, :])
+    store_tile(y_ptr, y, rows, columns, N, row_inside, column_inside)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from trtforge.kernels.common.activation_triton import activate
-from trtforge.kernels.common.tile_order_triton import grouped_tile
+from trtforge.kernels.common.gemm_triton import add_bias, multiply, tile_rows_and_columns
 
 
 @triton.jit
@@ -31,26 +31,15 @@ def fused_gemm(
 ):
     K = K_vectors * VECTOR
     N = N_vectors * VECTOR
-    tile_m, tile_n = grouped_tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_M)
-    rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    depth = tl.arange(0, BLOCK_K)
+    rows, columns = tile_rows_and_columns(M, N, BLOCK_M, BLOCK_N, GROUP_M)
     row_inside = rows < M
     column_inside = columns < N
 
-    x_tile = x_ptr + rows.to(tl.int64)[:, None] * K + depth[None, :]
-    w_tile = w_ptr + columns.to(tl.int64)[None, :] * K + depth[:, None]
     sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for k in range(0, K, BLOCK_K):
-        depth_inside = depth < K - k
-        x = tl.load(x_tile, mask=row_inside[:, None] & depth_inside[None, :], other=0.0)
-        w = tl.load(w_tile, mask=column_inside[None, :] & depth_inside[:, None], other=0.0)
-        sums = tl.dot(x, w, sums)
-        x_tile += BLOCK_K
-        w_tile += BLOCK_K
+    sums = multiply(sums, x_ptr, w_ptr, rows, columns, row_inside, column_inside, K, K, BLOCK_K)
 
     if HAS_BIAS:
-        sums += tl.load(bias_ptr + columns, mask=column_inside, other=0.0).to(tl.float32)[None, :]
+        sums = add_bias(sums, bias_ptr, columns, column_inside)
     y = activate(sums, ACTIVATION)
     place = rows.to(tl.int64)[:, None] * N + columns[None, :]
     inside = row_inside[:, None] & column_inside[None, :]

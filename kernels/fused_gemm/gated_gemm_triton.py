@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from trtforge.kernels.common.activation_triton import activate
-from trtforge.kernels.common.tile_order_triton import grouped_tile
+from trtforge.kernels.common.gemm_triton import add_bias, store_tile, tile_rows_and_columns
 
 
 @triton.jit
@@ -32,9 +32,7 @@ def gated_gemm(
 ):
     K = K_vectors * VECTOR
     N = N_vectors * VECTOR
-    tile_m, tile_n = grouped_tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_M)
-    rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows, columns = tile_rows_and_columns(M, N, BLOCK_M, BLOCK_N, GROUP_M)
     depth = tl.arange(0, BLOCK_K)
     row_inside = rows < M
     column_inside = columns < N
@@ -56,9 +54,8 @@ def gated_gemm(
         up_tile += BLOCK_K
 
     if HAS_BIAS_GATE:
-        gate += tl.load(bias_gate_ptr + columns, mask=column_inside, other=0.0).to(tl.float32)[None, :]
+        gate = add_bias(gate, bias_gate_ptr, columns, column_inside)
     if HAS_BIAS_UP:
-        up += tl.load(bias_up_ptr + columns, mask=column_inside, other=0.0).to(tl.float32)[None, :]
+        up = add_bias(up, bias_up_ptr, columns, column_inside)
     y = activate(gate, ACTIVATION) * up
-    y_tile = y_ptr + rows.to(tl.int64)[:, None] * N + columns[None, :]
-    tl.store(y_tile, y.to(y_ptr.dtype.element_ty), mask=row_inside[:, None] & column_inside[None, :])
+    store_tile(y_ptr, y, rows, columns, N, row_inside, column_inside)

@@ -8,6 +8,7 @@ import triton.language as tl
 
 from trtforge.kernels.common.activation_triton import activate
 from trtforge.kernels.common.expert_tiles_triton import expert_tile
+from trtforge.kernels.common.gemm_triton import multiply, store_tile
 
 
 @triton.jit
@@ -36,22 +37,14 @@ def scaled_grouped_gemm(
     expert, row, column, end = expert_tile(offsets_ptr, tl.program_id(0), E, M, N, BLOCK_M, BLOCK_N, GROUP_M)
     rows = row + tl.arange(0, BLOCK_M)
     columns = column + tl.arange(0, BLOCK_N)
-    depth = tl.arange(0, BLOCK_K)
     row_inside = rows < end
     column_inside = columns < N
     has_expert = expert < E
     row_of_weights = tl.where(has_expert, expert, 0).to(tl.int64) * N + columns
 
-    x_tile = x_ptr + rows.to(tl.int64)[:, None] * K + depth[None, :]
-    w_tile = w_ptr + row_of_weights[None, :] * K + depth[:, None]
+    depth = tl.where(has_expert, K, 0)
     sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for k in range(0, tl.where(has_expert, K, 0), BLOCK_K):
-        depth_inside = depth < K - k
-        x = tl.load(x_tile, mask=row_inside[:, None] & depth_inside[None, :], other=0.0)
-        w = tl.load(w_tile, mask=column_inside[None, :] & depth_inside[:, None], other=0.0)
-        sums = tl.dot(x, w, sums)
-        x_tile += BLOCK_K
-        w_tile += BLOCK_K
+    sums = multiply(sums, x_ptr, w_ptr, rows, row_of_weights, row_inside, column_inside, K, depth, BLOCK_K)
 
     sums *= tl.load(x_scale_ptr + rows, mask=row_inside & has_expert, other=0.0)[:, None]
     sums *= tl.load(w_scale_ptr + row_of_weights, mask=column_inside & has_expert, other=0.0)[None, :]
@@ -59,5 +52,4 @@ def scaled_grouped_gemm(
         bias = tl.load(bias_ptr + row_of_weights, mask=column_inside & has_expert, other=0.0)
         sums += bias.to(tl.float32)[None, :]
     y = activate(sums, ACTIVATION)  # 0 of 0, whichever it is
-    y_tile = y_ptr + rows.to(tl.int64)[:, None] * N + columns[None, :]
-    tl.store(y_tile, y.to(y_ptr.dtype.element_ty), mask=row_inside[:, None] & column_inside[None, :])
+    store_tile(y_ptr, y, rows, columns, N, row_inside, column_inside)

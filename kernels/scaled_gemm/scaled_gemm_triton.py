@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from trtforge.kernels.common.activation_triton import activate
-from trtforge.kernels.common.tile_order_triton import grouped_tile
+from trtforge.kernels.common.gemm_triton import add_bias, multiply, store_tile, tile_rows_and_columns
 
 
 @triton.jit
@@ -34,32 +34,17 @@ def scaled_gemm(
 ):
     K = K_vectors * VECTOR
     N = N_vectors * VECTOR
-    tile_m, tile_n = grouped_tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_M)
-    rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    depth = tl.arange(0, BLOCK_K)
+    rows, columns = tile_rows_and_columns(M, N, BLOCK_M, BLOCK_N, GROUP_M)
     row_inside = rows < M
     column_inside = columns < N
 
-    x_tile = x_ptr + rows.to(tl.int64)[:, None] * K + depth[None, :]
-    w_tile = w_ptr + columns.to(tl.int64)[None, :] * K + depth[:, None]
     sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32 if INTEGER else tl.float32)
-    for k in range(0, K, BLOCK_K):
-        depth_inside = depth < K - k
-        x = tl.load(x_tile, mask=row_inside[:, None] & depth_inside[None, :], other=0.0)
-        w = tl.load(w_tile, mask=column_inside[None, :] & depth_inside[:, None], other=0.0)
-        if INTEGER:
-            sums = tl.dot(x, w, sums, out_dtype=tl.int32)
-        else:
-            sums = tl.dot(x, w, sums)
-        x_tile += BLOCK_K
-        w_tile += BLOCK_K
+    sums = multiply(sums, x_ptr, w_ptr, rows, columns, row_inside, column_inside, K, K, BLOCK_K)
 
     x_scale = tl.load(x_scale_ptr + rows * x_scale_step, mask=row_inside, other=0.0)
     w_scale = tl.load(w_scale_ptr + columns * w_scale_step, mask=column_inside, other=0.0)
     scaled = sums.to(tl.float32) * x_scale[:, None] * w_scale[None, :]
     if HAS_BIAS:
-        scaled += tl.load(bias_ptr + columns, mask=column_inside, other=0.0).to(tl.float32)[None, :]
+        scaled = add_bias(scaled, bias_ptr, columns, column_inside)
     y = activate(scaled, ACTIVATION)
-    y_tile = y_ptr + rows.to(tl.int64)[:, None] * N + columns[None, :]
-    tl.store(y_tile, y.to(y_ptr.dtype.element_ty), mask=row_inside[:, None] & column_inside[None, :])
+    store_tile(y_ptr, y, rows, columns, N, row_inside, column_inside)

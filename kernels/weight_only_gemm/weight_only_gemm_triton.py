@@ -7,17 +7,16 @@ import triton
 import triton.language as tl
 
 from trtforge.kernels.common.activation_triton import activate
-from trtforge.kernels.common.tile_order_triton import grouped_tile
+from trtforge.kernels.common.gemm_triton import add_bias, multiply, store_tile, tile_rows_and_columns
 
 
 @triton.jit
 def _store(sums, bias_ptr, y_ptr, rows, columns, M, N, ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr):
     column_inside = columns < N
     if HAS_BIAS:
-        sums += tl.load(bias_ptr + columns, mask=column_inside, other=0.0).to(tl.float32)[None, :]
+        sums = add_bias(sums, bias_ptr, columns, column_inside)
     y = activate(sums, ACTIVATION)
-    y_tile = y_ptr + rows.to(tl.int64)[:, None] * N + columns[None, :]
-    tl.store(y_tile, y.to(y_ptr.dtype.element_ty), mask=(rows < M)[:, None] & column_inside[None, :])
+    store_tile(y_ptr, y, rows, columns, N, rows < M, column_inside)
 
 
 @triton.jit
@@ -40,23 +39,12 @@ def int8_weight_gemm(
 ):
     K = K_vectors * VECTOR
     N = N_vectors * VECTOR
-    tile_m, tile_n = grouped_tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_M)
-    rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    depth = tl.arange(0, BLOCK_K)
+    rows, columns = tile_rows_and_columns(M, N, BLOCK_M, BLOCK_N, GROUP_M)
     row_inside = rows < M
     column_inside = columns < N
 
-    x_tile = x_ptr + rows.to(tl.int64)[:, None] * K + depth[None, :]
-    w_tile = w_ptr + columns.to(tl.int64)[None, :] * K + depth[:, None]
     sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for k in range(0, K, BLOCK_K):
-        depth_inside = depth < K - k
-        x = tl.load(x_tile, mask=row_inside[:, None] & depth_inside[None, :], other=0.0)
-        codes = tl.load(w_tile, mask=column_inside[None, :] & depth_inside[:, None], other=0)
-        sums = tl.dot(x, codes.to(x.dtype), sums)
-        x_tile += BLOCK_K
-        w_tile += BLOCK_K
+    sums = multiply(sums, x_ptr, w_ptr, rows, columns, row_inside, column_inside, K, K, BLOCK_K)
     sums *= tl.load(scale_ptr + columns, mask=column_inside, other=0.0)[None, :]
     _store(sums, bias_ptr, y_ptr, rows, columns, M, N, ACTIVATION, HAS_BIAS)
 
@@ -85,9 +73,7 @@ def int4_weight_gemm(
     zero point of the group meets the sum of x."""
     N = N_vectors * VECTOR
     HALF: tl.constexpr = GROUP // 2
-    tile_m, tile_n = grouped_tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_M)
-    rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows, columns = tile_rows_and_columns(M, N, BLOCK_M, BLOCK_N, GROUP_M)
     depth = tl.arange(0, HALF)
     row_inside = rows < M
     column_inside = columns < N

@@ -390,6 +390,7 @@ def test_a_digest_covers_imported_helpers_and_no_place(tmp_path: Path) -> None:
     assert {sources.name_of(path, source.parent) for path in files} == {
         "fused_gemm_triton.py",
         "common/activation_triton.py",
+        "common/gemm_triton.py",
         "common/tile_order_triton.py",
     }
     unfinished = tmp_path / "unfinished_triton.py"

@@ -12,31 +12,13 @@
 
 constexpr int WEIGHTS = 1;
 
-#include "activate.cuh"
+#include "sm90_bias.cuh"
 #include "sm90_kernel.cuh"
 
-struct bias_activation {
+struct bias_activation_residual : bias_activation {
 #if HAS_RESIDUAL
     const forge::tensor_map* residual;
 #endif
-#if HAS_BIAS
-    const x_t* bias;
-    column_biases columns;
-
-    __device__ __forceinline__ void start(uint32_t* pairs) { columns.pairs = pairs; }
-    __device__ __forceinline__ void prepare(int, int column, int, int N) { columns.fetch(bias, 0, column, N); }
-    __device__ __forceinline__ void settle() { columns.publish(); }
-    __device__ __forceinline__ float bias_at(int j, int e) const { return columns.at(0, j, e); }
-#else
-    __device__ __forceinline__ void start(uint32_t*) {}
-    __device__ __forceinline__ void prepare(int, int, int, int) {}
-    __device__ __forceinline__ void settle() {}
-    __device__ __forceinline__ float bias_at(int, int) const { return -0.0f; }  // adding -0 changes nothing
-#endif
-
-    __device__ __forceinline__ float value(const float (&acc)[ACCUMULATORS], int j, int h, int e) const {
-        return activate(acc[4 * j + 2 * h + e] + bias_at(j, e));
-    }
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -53,7 +35,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                     const __grid_constant__ forge::tensor_map residual_map,
 #endif
                     const __grid_constant__ forge::tensor_map y_map) {
-    bias_activation epilogue;
+    bias_activation_residual epilogue;
 #if HAS_BIAS
     epilogue.bias = bias;
 #endif

@@ -190,11 +190,11 @@ def test_benchmark_cases_and_the_largest_where_none_is_marked() -> None:
 
 
 def test_dtypes_are_chosen_by_the_first_input() -> None:
-    op = registry.get("quantize_token")
-    first = bench.plan([op], "M4096 K4096 to=int8")
-    assert [next(iter(p.dtypes.values())) for p in first] == ["float16", "bfloat16"]
-    assert [p.case.label for p in bench.plan([op], "M4096", "float32")] == ["M4096 K4096 to=float8_e5m2"]
-    with pytest.raises(UnknownNameError, match=r"'int4'; there are: bfloat16, float16, float32"):
+    op = registry.get("scaled_gemm")
+    both = bench.plan([op], "M4096")
+    assert [next(iter(p.dtypes.values())) for p in both] == ["float8_e4m3fn", "int8"]
+    assert [(p.case.label, p.dtypes["x"]) for p in bench.plan([op], "M4096", "int8")] == [(both[1].case.label, "int8")]
+    with pytest.raises(UnknownNameError, match=r"'int4'; there are: float8_e4m3fn, int8"):
         bench.plan([op], "M4096", "int4")
 
 

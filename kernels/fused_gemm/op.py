@@ -122,7 +122,8 @@ fused_gemm = Op(
         Case(sizes(2100, 4616, 328), {"activation": "silu"}, ("bias", "residual"), tags=("gpu",)),
         Case(sizes(301, 777, 1001), {"activation": "gelu_tanh"}, ("residual",), tags=("gpu",)),
         *(
-            Case(sizes(*shape), {"activation": "gelu_tanh"}, ("bias",), ("bench",), dtypes={"x": "bfloat16"})
+            Case(sizes(*shape), {"activation": activation}, bias, ("bench",), dtypes={"x": "bfloat16"})
+            for activation, bias in (("gelu_tanh", ("bias",)), ("relu", ("bias",)), ("none", ()))
             for shape in BENCHMARK_SHAPES
         ),
         *(Case(sizes(*shape), {}, ("residual",), ("bench",), dtypes={"x": "bfloat16"}) for shape in RESIDUAL_SHAPES),

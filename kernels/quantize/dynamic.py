@@ -7,6 +7,7 @@ import numpy as np
 from trtforge.kernels import Case, Cost, Launch, Op, Tensor, attr, cdiv, cuda, next_power_of_2, triton
 from trtforge.kernels.quantize import peers, reference
 from trtforge.kernels.quantize.granularity import (
+    BENCH_SHAPES,
     BLOCK,
     BLOCKWISE,
     EXACT,
@@ -47,7 +48,12 @@ VECTOR_COUNT = (
 )
 
 
-def dynamic(granularity: Granularity, doc: str, pairs: tuple[tuple[str, str], ...] = PAIRS) -> Op:
+def dynamic(
+    granularity: Granularity,
+    doc: str,
+    pairs: tuple[tuple[str, str], ...] = PAIRS,
+    bench: tuple[tuple[int, int], ...] = BENCH_SHAPES,
+) -> Op:
     """The op quantize_<granularity>: contract, reference, cost and cases."""
     op = Op(
         f"trtforge::quantize_{granularity.name}",
@@ -56,7 +62,7 @@ def dynamic(granularity: Granularity, doc: str, pairs: tuple[tuple[str, str], ..
         outputs={"y": granularity.x(attr("to"), None, "codes"), "scale": granularity.scales()},
         attributes={"to": TO_CODES},
         tolerance=EXACT,
-        cases=cases(granularity, pairs=pairs),
+        cases=cases(granularity, pairs=pairs, bench=bench),
     )
 
     @op.reference
@@ -136,6 +142,7 @@ quantize_token = dynamic(
     "the nearest code, ties to even, saturating. Infinities saturate; NaN becomes NaN (int8: 0); neither sets a "
     "scale. A row is read once.",
     MORE_PAIRS,
+    ((64, 4096), (512, 4096), *BENCH_SHAPES),
 )
 #: From a quarter of a warp to a block per row; 48 warps of 64 bytes per thread, or 32 of 128, fit a multiprocessor.
 TOKEN_VECTOR = (
@@ -245,7 +252,7 @@ absmax_partials = Op(
     tolerance=EXACT,
     cases=[
         Case(case.dims, tags=case.tags, leading=case.leading, dtypes=case.dtypes)
-        for case in cases(TENSOR)
+        for case in {(*case.dims.values(), case.dtypes["x"]): case for case in cases(TENSOR)}.values()
         if case.dims["K"] not in (5, 24, 1000)
     ],
 )

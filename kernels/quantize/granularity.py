@@ -36,6 +36,9 @@ EXACT = {name: Tolerance(l2=1e-30, rtol=0.0, atol=0.0) for name in FLOATS}
 
 #: Pairs of (x, codes) that cover every type of either side.
 PAIRS = (("bfloat16", "float8_e4m3fn"), ("float16", "int8"), ("float32", "float8_e5m2"))
+BENCH_PAIRS = (("bfloat16", "float8_e4m3fn"), ("bfloat16", "int8"))
+#: Rows and columns of benchmarks: 50 MB of both in bfloat16, which the L2 cache could hold, and 400 MB.
+BENCH_SHAPES = ((4096, 4096), (16384, 8192))
 MORE_PAIRS = (*PAIRS, ("float16", "float8_e4m3fn"), ("bfloat16", "int8"))
 
 #: Triton refuses the type itself, in pointers too, although these kernels do the conversion by integer arithmetic.
@@ -114,7 +117,11 @@ def sample_codes(rng: np.random.Generator, shape: tuple[int, ...], dt: Any) -> n
 
 
 def cases(
-    granularity: Granularity, *, codes_in: bool = False, pairs: tuple[tuple[str, str], ...] = PAIRS
+    granularity: Granularity,
+    *,
+    codes_in: bool = False,
+    pairs: tuple[tuple[str, str], ...] = PAIRS,
+    bench: tuple[tuple[int, int], ...] = BENCH_SHAPES,
 ) -> list[Case]:
     """Odd sizes for every machine, large ones for a GPU, benchmark shapes; each for the given pairs of types.
 
@@ -124,7 +131,7 @@ def cases(
 
     def make(m: int, k: int, tags: tuple[str, ...], leading: tuple[int, ...] | None = None) -> list[Case]:
         found = []
-        for floats, codes in pairs:
+        for floats, codes in BENCH_PAIRS if "bench" in tags else pairs:
             attribute, given = (floats, {"y": codes}) if codes_in else (codes, {"x": floats})
             found.append(Case({rows: m, "K": k}, {"to": attribute}, tags=tags, leading=leading, dtypes=given))
         return found
@@ -135,4 +142,4 @@ def cases(
     if granularity.rows.startswith("*"):
         listed += make(6, 24, (), (2, 1, 3))
     listed += [case for m, k in large for case in make(m, k, ("gpu",))]
-    return listed + [case for m, k in ((4096, 4096), (16384, 8192)) for case in make(m, k, ("bench",))]
+    return listed + [case for m, k in bench for case in make(m, k, ("bench",))]

@@ -74,6 +74,8 @@ def _torch_names() -> dict[Any, str]:
 
 
 def _numpy_view(a: Any) -> View:
+    if isinstance(a, np.generic):  # a scalar, which is no array
+        a = np.asarray(a)
     return View(a.ctypes.data, a.shape, name_of(a.dtype), "cpu", a.flags.c_contiguous, "numpy", a)
 
 

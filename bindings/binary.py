@@ -11,7 +11,7 @@ from trtforge.bindings.errors import CompileError
 
 @dataclass(frozen=True)
 class Parameter:
-    """One kernel parameter as PTX declares it: kind "pointer", "int32", or "bytes" for a struct; size in bytes."""
+    """One kernel parameter as PTX declares it: kind "pointer", "int32", "float" or "bytes" (a struct); size."""
 
     kind: str
     size: int
@@ -71,7 +71,8 @@ def entry_parameters(ptx: str, entry: str) -> tuple[Parameter, ...]:
             if parameter["count"]:
                 found.append(Parameter("bytes", size * int(parameter["count"])))
             else:
-                kind = {8: "pointer", 4: "int32"}.get(size, "bytes")
+                plain = {8: "pointer", 4: "int32"}.get(size, "bytes")
+                kind = "float" if parameter["type"][0] == "f" else plain
                 found.append(Parameter(kind, size))
         return tuple(found)
     entries = ", ".join(m["name"] for m in _ENTRY.finditer(ptx)) or "none"

@@ -19,7 +19,7 @@ from typing import Any
 from trtforge.bindings.binary import Binary, Parameter, Resources
 from trtforge.bindings.errors import ForgeError
 
-FORMAT = 2  # of what is kept: 2 since warnings have "potential performance loss" among them
+FORMAT = 3  # of what is kept: 3 since parameters tell floats from integers
 
 
 def directory() -> Path:

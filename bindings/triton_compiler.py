@@ -12,7 +12,7 @@ from typing import Any
 
 from trtforge.bindings import cache as kernel_cache
 from trtforge.bindings.binary import Binary, Parameter, entry_parameters, report_resources
-from trtforge.bindings.errors import CompileError, DeclarationError, ForgeError
+from trtforge.bindings.errors import CompileError, DeclarationError, FileError, ForgeError
 from trtforge.bindings.optional import require
 
 #: Tactic parameters that are options of Triton's compiler and not constants of the kernel.
@@ -93,9 +93,13 @@ def compile_triton(
         compiled = triton_compile(source, target=GPUTarget("cuda", capability, _WARP_SIZE), options=chosen)
     except ForgeError:
         raise
+    except OSError as error:
+        raise FileError(
+            f"Triton cannot keep files while it compiles ({error}); set TRITON_CACHE_DIR, or HOME, to a writable folder"
+        ) from error
     except Exception as error:  # Triton raises its own, LLVM's and MLIR's kinds; all mean the same here
         place = f"{fn.fn.__code__.co_filename}:{fn.fn.__code__.co_firstlineno}"
-        raise CompileError(f"{place}: {fn.__name__} did not compile for {arch}:\n{error}") from error
+        raise CompileError(f"{place}: {fn.__name__} did not compile for {arch}:\n{_told(error)}") from error
     ptx = compiled.asm["ptx"]
     metadata = compiled.metadata
     entry = metadata.name
@@ -123,6 +127,15 @@ def compile_triton(
     )
     kernel_cache.store(binary)
     return binary
+
+
+def _told(error: BaseException) -> str:
+    """Triton's own text down to the cause: of a function that another calls, the outer error shows the call only."""
+    told = str(error)
+    while error.__cause__ is not None:
+        error = error.__cause__
+        told += f"\n{error}" if str(error) not in told else ""
+    return told
 
 
 def _scratch_parameters(parameters: tuple[Parameter, ...], declared: int) -> int:

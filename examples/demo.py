@@ -7,6 +7,7 @@ Every step prints the command that does the same.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -72,6 +73,10 @@ def main() -> None:
     write = ["generate", model, "--prompt", PROMPT, "--max-tokens", "60", "--explain"]
     run(6, "A language model, its fusion report, and its text", write)
     OUT.print(f"\n[bold green]done[/] in {time.perf_counter() - started:.0f} s")
+    activate = os.path.join(sys.prefix, "bin", "activate")
+    if shutil.which("trtforge") is None and os.path.isfile(activate):
+        OUT.print(f"$ source {os.path.relpath(activate)}", markup=False, soft_wrap=True)
+    OUT.print("$ trtforge new peak --template cuda-reduction      # a kernel of your own: docs/new.md", markup=False)
 
 
 if __name__ == "__main__":

@@ -165,6 +165,7 @@ def check(
     include: Sequence[str] = ("gpu",),
     seeds: Sequence[int] = (0, 1),
     workers: int | None = None,
+    time_limit: float = pool.TIME_LIMIT,
     on_start: Callable[[int], None] | None = None,
     on_row: Callable[[Row], None] | None = None,
 ) -> list[Row]:
@@ -173,9 +174,10 @@ def check(
     ``device``: "cuda", "cpu", "auto" (the GPU when there is one), or "emulate": CUDA kernels compiled for the CPU, with
     ``sanitize`` None, "address", "undefined" or "thread"; there ``every_case`` means every tactic. ``include``: tags of
     cases that also run on a GPU ("bench" adds the benchmark shapes). ``loads``: files or modules that declare further
-    ops. ``on_start`` is told the number of jobs, ``on_row`` each row. ``as_plugin``: "aot" or "jit" checks the
-    generated TensorRT plugins instead (:mod:`trtforge.harness.plugin_check`). Raises UnknownNameError, UsageError,
-    DeviceError, and MissingDependencyError where NVIDIA's bindings are needed and absent.
+    ops. ``time_limit``: seconds for one row. ``on_start`` is told the number of jobs, ``on_row`` each row.
+    ``as_plugin``: "aot" or "jit" checks the generated TensorRT plugins instead (:mod:`trtforge.harness.plugin_check`).
+    Raises UnknownNameError, UsageError, DeviceError, and MissingDependencyError where NVIDIA's bindings are needed and
+    absent.
     """
     _refuse_early(device, sanitize, as_plugin)
     emulated = emulation.mode_of(sanitize)
@@ -207,7 +209,7 @@ def check(
     for mode, items in planned.items():
         jobs = [item.job for item in items if item.job]
         processes = min(cores, _GPU_PROCESSES) if mode.endswith("cuda") else cores
-        done = iter(pool.run_jobs(mode, jobs, loads, processes, on_row=on_row))
+        done = iter(pool.run_jobs(mode, jobs, loads, processes, time_limit, on_row))
         rows += [item.row if item.row is not None else next(done) for item in items]
     return rows
 

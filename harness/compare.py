@@ -10,6 +10,9 @@ from trtforge.bindings.dtypes import dtype, name_of
 from trtforge.kernels.contract import DEFAULT_TOLERANCE, Tolerance
 from trtforge.kernels.op import Op
 
+#: Outputs are filled with bytes 0xFF before a kernel runs, which are NaN in every floating dtype.
+UNWRITTEN = " (outputs are NaN before the launch: was it written?)"
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -43,14 +46,18 @@ def compare(output: np.ndarray, reference: np.ndarray, tolerance: Tolerance) -> 
     odd = ~np.isfinite(r)
     if not np.array_equal(np.isfinite(o), ~odd):
         at = _first(np.isfinite(o) == odd)
-        return Comparison(False, float("inf"), tolerance.l2, f"{o[at]} at {list(at)}, the reference has {r[at]}")
+        told = f"{o[at]:g} at {list(at)}, the reference has {r[at]:g}"
+        return Comparison(False, float("inf"), tolerance.l2, told + (UNWRITTEN if np.isnan(o[at]) else ""))
     if odd.any() and not np.array_equal(o[odd], r[odd], equal_nan=True):
         return Comparison(False, float("inf"), tolerance.l2, "infinities or NaN of another kind than the reference's")
     o, r = np.where(odd, 0.0, o), np.where(odd, 0.0, r)
     norm = float(np.linalg.norm(r))
     error = float(np.linalg.norm(o - r)) / norm if norm else float(np.linalg.norm(o))
     if error > tolerance.l2:
-        return Comparison(False, error, tolerance.l2, "relative L2 error above the tolerance")
+        at = tuple(int(i) for i in np.unravel_index(int(np.argmax(np.abs(o - r))), r.shape))
+        told = f"relative L2 error {error:.2g} above the tolerance {tolerance.l2:g}"
+        told += f", most at {list(at)}: {o[at]:g}, the reference has {r[at]:g}"
+        return Comparison(False, error, tolerance.l2, told)
     if tolerance.rtol is not None and tolerance.atol is not None and r.size:
         rms = norm / np.sqrt(r.size)
         excess = np.abs(o - r) - (tolerance.atol * rms + tolerance.rtol * np.abs(r))

@@ -8,7 +8,9 @@ float32 holding bfloat16 values: the kernel's arithmetic is checked, its final r
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import numpy as np
 from trtforge.bindings.architectures import Architecture
 from trtforge.bindings.dtypes import dtype, name_of
 from trtforge.bindings.errors import DeclarationError
+from trtforge.harness.emulate.reports import KernelFault
 from trtforge.kernels.binding import Binding
 from trtforge.kernels.compile import constants_of, triton_arguments, triton_function
 from trtforge.kernels.contract import Launch
@@ -23,7 +26,8 @@ from trtforge.kernels.dims import evaluate
 from trtforge.kernels.op import Kernel
 
 POISON = 0xFF
-GUARD = 64
+#: Bytes before and after an output: a block that stores without a mask stays within them and is found.
+GUARD = 1 << 16
 GUARD_BYTE = 0xA5
 
 
@@ -59,13 +63,29 @@ def interpreted_dtype(name: str) -> np.dtype:
     return np.dtype(np.float32) if name == "bfloat16" else dtype(name).numpy
 
 
+def _told(error: BaseException, kernel: Kernel) -> str:
+    """What went wrong in the kernel, and at which of its lines: the interpreter wraps the error it met in its own."""
+    place = ""
+    while True:
+        lines = traceback.extract_tb(error.__traceback__)
+        place = next((f" ({kernel.source.path.name}:{f.lineno})" for f in reversed(lines) if _within(kernel, f)), place)
+        if error.__cause__ is None:
+            break
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}{place}"
+
+
+def _within(kernel: Kernel, frame: traceback.FrameSummary) -> bool:
+    return Path(frame.filename) == kernel.source.path
+
+
 def run(
     kernel: Kernel, binding: Binding, tactic: int, inputs: Mapping[str, np.ndarray], target: Architecture
 ) -> dict[str, np.ndarray]:
     """Run one Triton kernel; returns its outputs in the declared dtypes.
 
-    Outputs are poisoned before and lie between guard bands; a write outside raises DeclarationError. An output that
-    updates an input in place begins as a copy of it, and is that input.
+    Outputs are poisoned before and lie between guard bands; a write outside, or to an input, raises KernelFault, and so
+    does an error of the kernel's own. An output that updates an input in place begins as its copy and is that input.
     """
     if os.environ.get("TRITON_INTERPRET") != "1":
         raise DeclarationError("the interpreter runs only in a process started with TRITON_INTERPRET=1")
@@ -94,10 +114,20 @@ def run(
         for name, carries in runtime.items()
     }
     grid = tuple(evaluate(v, {}) for v in Launch.triple(launch.grid))
+    given = {name: tensors[name].copy() for name in inputs if name not in binding.aliases.values()}
     with np.errstate(all="ignore"):
-        fn[grid](**arguments, **constexprs)
+        try:
+            fn[grid](**arguments, **constexprs)
+        except Exception as error:
+            raise KernelFault(_told(error, kernel)) from error
     for name, buffer in guarded.items():
         if (buffer[:GUARD] != GUARD_BYTE).any() or (buffer[-GUARD:] != GUARD_BYTE).any():
-            raise DeclarationError(f"{kernel}: wrote outside the output {name!r}")
+            raise KernelFault(f"wrote outside the output {name!r}; is a mask missing at a store?")
+    for name, before in given.items():
+        if before.tobytes() != tensors[name].tobytes():
+            raise KernelFault(
+                f"changed the input {name!r}, which no output updates; is the order of the parameters right? It is: "
+                f"{', '.join([*inputs, *(['scalars'] if launch.scalars else []), *binding.outputs])}"
+            )
     with np.errstate(all="ignore"):
         return {name: tensors[name].astype(dtype(binding.dtypes[name]).numpy) for name in binding.outputs}

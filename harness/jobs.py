@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from trtforge.bindings.architectures import Architecture
 from trtforge.kernels.contract import Case
 from trtforge.kernels.op import Kernel, Op
 
@@ -80,6 +81,20 @@ class Row:
 
     def __post_init__(self) -> None:
         self.error = None if self.error is None else float(self.error)  # JSON carries infinities as text
+
+
+#: Threads that a block may have on any architecture (CUDA C++ Programming Guide, "Technical Specifications").
+_MOST_THREADS = 1024
+
+
+def beyond(target: Architecture, threads: int, shared: int) -> list[str]:
+    """Why no block of so many threads and bytes of shared memory (static and dynamic) can be launched, if so."""
+    found = []
+    if not 0 < threads <= _MOST_THREADS:
+        found.append(f"has {threads} threads per block, {target.name} allows 1 to {_MOST_THREADS}")
+    if shared > target.smem_per_block:
+        found.append(f"needs {shared} bytes of shared memory, {target.name} allows {target.smem_per_block} per block")
+    return found
 
 
 def plain(value: Any) -> Any:

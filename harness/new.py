@@ -21,6 +21,11 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _COMPILED = "compiled for five architectures and verified statically"
 _INTERPRETED = f"run in Triton's interpreter, {_COMPILED}"
 
+#: How a CUDA kernel is run without a GPU: a line of the README, which Triton kernels need not.
+_EMULATE = """\
+trtforge check NAMESPACE::OPNAME --load FOLDER --device emulate   # run on this CPU, by a C++ compiler
+"""
+
 
 @dataclass(frozen=True)
 class Template:
@@ -99,7 +104,8 @@ def _contents(namespace: str, op: str, template: str, builtin: bool) -> dict[str
         "PROOF": chosen.proof,
     }
     texts = {name: _text(f"{template}/{name}") for name in ("op.py", chosen.kernel)}
-    texts["README.md"] = _text("README.md").replace("USE\n", _text(f"{template}/use.py"))
+    emulate = _EMULATE if template.startswith("cuda") else ""
+    texts["README.md"] = _text("README.md").replace("USE\n", _text(f"{template}/use.py")).replace("EMULATE\n", emulate)
     if builtin:
         texts["__init__.py"] = ""
     placeholder = re.compile("|".join(words))

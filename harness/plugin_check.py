@@ -22,7 +22,7 @@ from trtforge.bindings.architectures import Architecture, architecture
 from trtforge.bindings.binary import Binary, Parameter, entry_parameters, report_resources
 from trtforge.bindings.device import current_device
 from trtforge.bindings.errors import ContractError, DeclarationError
-from trtforge.harness.jobs import Job
+from trtforge.harness.jobs import Job, beyond
 from trtforge.kernels.binding import Binding
 from trtforge.kernels.compile import compile_kernel
 from trtforge.kernels.contract import Case
@@ -168,6 +168,9 @@ def drive(job: Job, kernel: Kernel, case: Case, binding: Binding) -> Driven:
         bound = _bound(binding, op, shapes)
         direct = geometry(kernel, bound, launch_of(kernel.launch(bound, job.tactic, target), target), binary)
         _expect(kernel, f"launch parameters for {shapes}", code.geometry(shapes), direct)
+        threads, shared = math.prod(direct["block"]), direct["shared"] + binary.resources.static_shared
+        if faults := beyond(target, threads, shared):
+            raise DeclarationError(f"{kernel} as a plugin: {'; '.join(faults)}")
     note = f"driven by the plugin host over NVIDIA's layer {version}; launch parameters equal for {len(samples)} shapes"
     return Driven(hosted, tactic, code, note, {**details, "code_bytes": len(code.code)})
 

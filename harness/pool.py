@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +18,16 @@ from trtforge.kernels import registry
 
 #: Seconds after which a job's worker is ended and the job is reported as failed.
 TIME_LIMIT = 300.0
+
+
+#: Seconds that a worker has for ending what it has started.
+_GRACE = 2.0
+_OUTSIDE = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT)
+
+
+def _signal(number: int) -> str:
+    known = {one.value: one.name for one in signal.Signals}
+    return f"signal {number}{f' ({known[number]})' if number in known else ''}"
 
 
 class _Worker:
@@ -35,6 +46,7 @@ class _Worker:
             env=environment,
         )
         self.errors: list[str] = []
+        self.expired = False
         threading.Thread(target=self._drain, daemon=True).start()
         self.ready = bool(self._read(TIME_LIMIT))
 
@@ -46,12 +58,24 @@ class _Worker:
     def _read(self, limit: float) -> str:
         """One reply line; "" when the process has ended or was ended at the time limit."""
         assert self.process.stdout is not None
-        expired = threading.Timer(limit, self.process.kill)
-        expired.start()
+        timer = threading.Timer(limit, self._expire)
+        timer.start()
         try:
             return self.process.stdout.readline()
         finally:
-            expired.cancel()
+            timer.cancel()
+
+    def _expire(self) -> None:
+        self.expired = True
+        self.end()
+
+    def end(self) -> None:
+        """End the process: asked first, so that it ends what it has started itself."""
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=_GRACE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
 
     def run(self, job: Job, limit: float) -> Row | None:
         """The row of a job, or None when the worker was lost over it."""
@@ -76,7 +100,9 @@ class _Worker:
     def last_words(self) -> str:
         self.process.wait()
         code = self.process.returncode
-        fate = f"ended by signal {-code}" if code and code < 0 else f"ended with status {code}"
+        fate = f"ended by {_signal(-code)}" if code and code < 0 else f"ended with status {code}"
+        if code and -code in _OUTSIDE:
+            fate += ", as a kernel does that reads or writes far outside its arrays"
         return f"{fate}: {' | '.join(self.errors[-4:])}" if self.errors else fate
 
 
@@ -90,8 +116,10 @@ def run_jobs(
 ) -> list[Row]:
     """Run jobs of one mode in ``workers`` processes; rows come back in the order of the jobs.
 
+    The processes load ``loads``, and what this one has loaded the ops of the jobs from.
     Consecutive jobs on the same problem stay in one process, which computes its reference once.
     """
+    loads = [*loads, *registry.targets(dict.fromkeys(job.op for job in jobs), loads)]
     pending: queue.SimpleQueue[list[tuple[int, Job]]] = queue.SimpleQueue()
     problems = itertools.groupby(enumerate(jobs), key=lambda item: _problem(mode, *item))
     for _, group in problems:
@@ -137,7 +165,9 @@ def run_jobs(
     except KeyboardInterrupt:  # let nobody take another job or finish the one in hand
         ended.set()
         for one in working:
-            one.process.kill()
+            one.process.terminate()
+        for one in working:
+            one.end()
         with contextlib.suppress(queue.Empty):
             while True:
                 pending.get_nowait()
@@ -153,5 +183,8 @@ def _lost(job: Job, worker: _Worker, limit: float) -> Row:
     op = registry.get(job.op)
     row = row_of(job, op, op.kernel_named(job.kernel), op.cases[job.case])
     row.status = "failed"
-    row.reason = f"the process running it {worker.last_words()} (time limit {limit:g} s)"
+    if worker.expired:
+        row.reason = f"did not end within {limit:g} s and was ended; does the kernel hang? (--time-limit)"
+    else:
+        row.reason = f"the process running it {worker.last_words()}"
     return row

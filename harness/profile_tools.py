@@ -133,7 +133,8 @@ class Asked:
 
     def elsewhere(self) -> str:
         """The command line in words, for a machine that has what this one lacks."""
-        return f"On a machine with a GPU and {self.tool} run: {self.line()} ; then: trtforge profile {self.report}"
+        again = f"; then: trtforge profile {self.report}"
+        return f"On a machine with a GPU and {self.tool} type the same command, or without it: {self.line()} {again}"
 
     def line(self) -> str:
         """The command line as one types it."""

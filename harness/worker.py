@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -21,7 +23,7 @@ from trtforge.bindings.architectures import architecture
 from trtforge.bindings.errors import DeviceError, ForgeError, MissingDependencyError
 from trtforge.harness.compare import Comparison, compare, tolerance_of
 from trtforge.harness.emulate.translate import NotEmulated
-from trtforge.harness.jobs import EMULATED, PLUGIN_MODES, Job, Row, plain, row_of
+from trtforge.harness.jobs import EMULATED, PLUGIN_MODES, Job, Row, beyond, plain, row_of
 from trtforge.kernels import registry
 from trtforge.kernels.binding import Binding
 from trtforge.kernels.op import Kernel, Op
@@ -65,7 +67,7 @@ def run_job(job: Job) -> Row:
     except MissingDependencyError as error:
         row.status, row.reason = "skipped", str(error)
     except NotEmulated as error:
-        row.status, row.reason = "skipped", f"{kernel.name} cannot be emulated: it uses {error}"
+        _not_emulated(job, op, kernel, error, row)
     except ForgeError as error:
         row.status, row.reason = "failed", f"{type(error).__name__}: {error}"
         if isinstance(error, DeviceError):
@@ -76,6 +78,19 @@ def run_job(job: Job) -> Row:
         row.details["traceback"] = traceback.format_exc(limit=-6)
     row.seconds = time.perf_counter() - started
     return row
+
+
+def _not_emulated(job: Job, op: Op, kernel: Kernel, error: NotEmulated, row: Row) -> None:
+    """A construct that the emulation does not have is no fault of the kernel, unless no compiler takes it either."""
+    from trtforge.kernels.compile import compile_kernel
+
+    row.status, row.reason = "skipped", f"{kernel.name} cannot be emulated: it uses {error}"
+    try:
+        compile_kernel(kernel, op.bind_case(op.cases[job.case], job.dtypes), job.tactic, architecture(job.arch))
+    except MissingDependencyError:
+        pass
+    except ForgeError as refused:
+        row.status, row.reason = "failed", f"{type(refused).__name__}: {refused}"
 
 
 def _compile(job: Job, kernel: Kernel, binding: Binding, row: Row) -> None:
@@ -89,16 +104,14 @@ def _compile(job: Job, kernel: Kernel, binding: Binding, row: Row) -> None:
     tensor_map_specs(binding, launch)
     threads = shape["block"][0] * shape["block"][1] * shape["block"][2]
     shared = shape["shared"] + binary.resources.static_shared
-    resident, limiter = target.occupancy(threads, binary.resources.registers, shared)
+    resident, limiter = target.occupancy(max(threads, 1), binary.resources.registers, shared)
     row.details = {"registers": binary.resources.registers, "shared": shared, "blocks_per_sm": resident}
-    faults = []
+    faults = beyond(target, threads, shared)
     if binary.resources.spill_stores or binary.resources.spill_loads:
         faults.append(
             f"spills {binary.resources.spill_stores} bytes of stores, {binary.resources.spill_loads} of loads"
         )
-    if shared > target.smem_per_block:
-        faults.append(f"needs {shared} bytes of shared memory, {target.name} allows {target.smem_per_block} per block")
-    elif resident < 1:
+    if not beyond(target, threads, shared) and resident < 1:
         faults.append(f"no block fits a multiprocessor of {target.name}: limited by {limiter}")
     faults += [w for w in binary.resources.warnings if "wgmma" in w.lower() or "setmaxnreg" in w.lower()]
     if faults:
@@ -169,8 +182,19 @@ def _compare(
     row.reason = note if worst.passed else worst.reason
 
 
+def _end_with_parent(parent: int, poll: float = 1.0) -> None:
+    """End this process when the one that started it has gone: a kernel that hangs would outlive it otherwise."""
+    while os.getppid() == parent:
+        time.sleep(poll)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(poll)
+    os._exit(1)
+
+
 def main() -> None:
     """Serve jobs until standard input ends."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the programs it runs, too
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     for target in json.loads(sys.argv[1]) if len(sys.argv) > 1 else []:

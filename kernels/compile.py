@@ -5,6 +5,7 @@ Constants reach CUDA as macros and Triton as ``tl.constexpr`` parameters of the 
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from trtforge.kernels.registry import import_file
 
 KERNELS = Path(__file__).parent
 TENSOR_MAP_BYTES = 128
+WARPGROUP_THREADS = 128
+_SETMAXNREG = re.compile(r"setmaxnreg\.(inc|dec)\.sync\.aligned\.u32\s+(\d+)")
 
 
 def constants_of(kernel: Kernel, binding: Binding, tactic: int, launch: Launch) -> dict[str, Any]:
@@ -115,6 +118,7 @@ def compile_kernel(
     else:
         binary = _compile_triton(kernel, binding, tactic, target, launch, constants)
     verify_parameters(kernel, binding, launch, binary)
+    verify_register_shares(kernel, launch, binary)
     return binary
 
 
@@ -205,3 +209,22 @@ def verify_parameters(kernel: Kernel, binding: Binding, launch: Launch, binary: 
     if wrong:
         order = ", ".join(name for _, _, name in expected)
         raise DeclarationError(f"{kernel}: {'; '.join(wrong)}. The order is: {order}")
+
+
+def verify_register_shares(kernel: Kernel, launch: Launch, binary: Binary) -> None:
+    """Hold what warpgroups ask for with setmaxnreg (PTX ISA) against what the launch has. Raises DeclarationError.
+
+    One warpgroup gives up registers, all others take more: what is not there is waited for, for ever.
+    """
+    asked = {kind: int(count) for kind, count in _SETMAXNREG.findall(binary.ptx)}
+    x, y, z = (constant_value(size) for size in Launch.triple(launch.block))
+    if asked.keys() != {"inc", "dec"} or x is None or y is None or z is None:
+        return
+    takers = x * y * z // WARPGROUP_THREADS - 1
+    wanted, there = takers * asked["inc"] + asked["dec"], (takers + 1) * binary.resources.registers
+    if wanted > there:
+        raise DeclarationError(
+            f"{kernel}: setmaxnreg shares out {takers} x {asked['inc']} + {asked['dec']} = {wanted} registers, but the "
+            f"{takers + 1} warpgroups have {there}, {binary.resources.registers} each: the last one would wait for "
+            "ever; ask for less"
+        )

@@ -12,18 +12,24 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 
 from trtforge.bindings.dtypes import DType
-from trtforge.bindings.errors import ContractError, DeclarationError, UnknownNameError
+from trtforge.bindings.errors import ContractError, DeclarationError, ForgeError, UnknownNameError
 from trtforge.kernels.dims import Expr, IntLike
 
 HALF = ("float16", "bfloat16")
 FLOATS = ("float16", "bfloat16", "float32")
 
+#: Magnitudes from here on are infinite in float32, and up to here zero.
+_FLOAT32_OVERFLOW, _FLOAT32_UNDERFLOW = 2**128 - 2**103, 2.0**-150
+
 Shape = tuple[IntLike, ...]
+#: A condition over d, a, dt, has and so on, and what is said where it does not hold.
+Predicate = tuple[Callable[..., Any], str]
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,7 @@ class Attr:
         where = f"{op}: attribute {name!r}"
         value: Any = given.item() if isinstance(given, np.generic) else given
         if self.kind is float and type(value) is int:
-            value = float(value)
+            value = float(min(max(value, -_FLOAT32_OVERFLOW), _FLOAT32_OVERFLOW))  # an int may be too large for a float
         if type(value) is not self.kind:  # bool is an int to isinstance
             raise ContractError(f"{where} is {value!r}, but must be of type {self.kind.__name__}")
         self._check_range(where, value)
@@ -137,6 +143,11 @@ class Attr:
             raise ContractError(f"{where} is {value!r}; accepted: {', '.join(map(repr, self.choices))}")
         if self.kind is float and math.isnan(value):
             raise ContractError(f"{where} is NaN")
+        if self.kind is float and (
+            _FLOAT32_OVERFLOW <= abs(value) < math.inf or 0.0 < abs(value) <= _FLOAT32_UNDERFLOW
+        ):
+            rounded = "0" if abs(value) < 1.0 else "infinite"
+            raise ContractError(f"{where} is {value!r}, which is {rounded} in float32, as kernels take it")
         if self.minimum is not None and value < self.minimum:
             raise ContractError(f"{where} is {value!r}, but must be at least {self.minimum}")
         if self.maximum is not None and value > self.maximum:
@@ -282,7 +293,10 @@ def parameter_names(fn: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def call_by_name(fn: Callable[..., Any], **available: Any) -> Any:
-    """Call a function of a declaration with those of the available values that it names."""
+    """Call a function of a declaration with those of the available values that it names.
+
+    Whatever it raises becomes a DeclarationError that names the line, unless it is an error of the kit's own.
+    """
     wanted = parameter_names(fn)
     unknown = [name for name in wanted if name not in available]
     if unknown:
@@ -290,7 +304,34 @@ def call_by_name(fn: Callable[..., Any], **available: Any) -> Any:
             f"{fn.__qualname__} asks for {', '.join(unknown)}; a function in a declaration may take: "
             f"{', '.join(available)}"
         )
-    return fn(**{name: available[name] for name in wanted})
+    try:
+        return fn(**{name: available[name] for name in wanted})
+    except Exception as error:
+        blame(error, fn)
+
+
+def blame(error: Exception, fn: Callable[..., Any], what: str = "") -> NoReturn:
+    """Raise what a function of a declaration raised, with its file and line. ``what``: how the message names it."""
+    place = place_of(error, fn)
+    if not isinstance(error, ForgeError):
+        raised = f"{type(error).__name__}: {error}"
+        raise DeclarationError(f"{what} raised {raised} ({place})" if what else f"{place}: {raised}") from error
+    if type(error) in (DeclarationError, UnknownNameError):
+        raise type(error)(f"{error} ({place})") from error
+    raise error
+
+
+def place_of(error: BaseException, fn: Callable[..., Any]) -> str:
+    """The innermost line of the function's own file where the error came by, as "swish/op.py:12"."""
+    code = getattr(fn, "__code__", None)
+    if code is None:
+        return getattr(fn, "__qualname__", repr(fn))
+    line, trace = code.co_firstlineno, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == code.co_filename:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f"{'/'.join(Path(code.co_filename).parts[-2:])}:{line}"
 
 
 def grid(where: Callable[..., bool] | None = None, **parameters: Sequence[Any]) -> tuple[dict[str, Any], ...]:

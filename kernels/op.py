@@ -7,16 +7,14 @@ the object that this module defines. See docs/first_cuda_kernel.md for a walk th
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trtforge.bindings.architectures import Architecture, serves
+from trtforge.bindings.architectures import Architecture
 from trtforge.bindings.dtypes import dtype
 from trtforge.bindings.errors import ContractError, DeclarationError, UnknownNameError
 from trtforge.kernels import registry
@@ -26,98 +24,21 @@ from trtforge.kernels.contract import (
     Case,
     Cost,
     Launch,
-    Names,
+    Predicate,
     Tensor,
     Tolerance,
+    blame,
     call_by_name,
     grid,
     plain_sample,
 )
-from trtforge.kernels.dims import evaluate, product
+from trtforge.kernels.dims import Expr, evaluate, free_symbols, product
+from trtforge.kernels.kernel import Kernel, Source, cuda, declaring_file, triton
 from trtforge.kernels.peer import Peer
 
 if TYPE_CHECKING:
     from trtforge.kernels.eager import Ready
     from trtforge.kernels.plan import Plan
-
-Predicate = tuple[Callable[..., Any], str]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a kernel's code is: ``language`` "cuda" or "triton", the file, and its entry function."""
-
-    language: str
-    path: Path
-    entry: str
-
-
-def _declaring_file(depth: int) -> Path:
-    """The file of the code ``depth`` calls above the caller."""
-    return Path(sys._getframe(depth + 1).f_globals.get("__file__", ""))
-
-
-def cuda(path: str | Path, entry: str | None = None) -> Source:
-    """A CUDA C++ file beside the declaration; ``entry`` is an ``extern "C" __global__`` function (the file's stem)."""
-    return Source("cuda", (_declaring_file(1).parent / path).resolve(), entry or Path(path).stem)
-
-
-def triton(path: str | Path, entry: str | None = None) -> Source:
-    """A Python file beside the declaration with a ``@triton.jit`` function ``entry`` (the stem without ``_triton``)."""
-    source = (_declaring_file(1).parent / path).resolve()
-    return Source("triton", source, entry or source.stem.removesuffix("_triton"))
-
-
-@dataclass(frozen=True, eq=False)
-class Kernel:
-    """One implementation of an op. A tactic is an index into ``tactics``."""
-
-    op: Op
-    name: str
-    source: Source
-    arch: str | tuple[str, ...]
-    tactics: tuple[Mapping[str, Any], ...]
-    dtypes: Mapping[str, tuple[str, ...]]
-    requires: tuple[Predicate, ...]
-    align: int
-    geometry: Callable[..., Launch]
-
-    def __str__(self) -> str:
-        return f"{self.op.name}/{self.name}"
-
-    @property
-    def language(self) -> str:
-        return self.source.language
-
-    def serves(self, architecture: Architecture) -> bool:
-        return serves(self.arch, architecture)
-
-    def tactic_label(self, index: int) -> str:
-        return " ".join(f"{k}={v}" for k, v in self.tactics[index].items()) or "-"
-
-    def launch(self, binding: Binding, tactic: int, device: Architecture) -> Launch:
-        """The launch geometry for these dimensions: ints, or expressions where the dimensions are symbolic."""
-        return call_by_name(self.geometry, **self._context(binding, tactic, device))
-
-    def refusal(self, binding: Binding, tactic: int, device: Architecture, alignment: int = 1 << 30) -> str | None:
-        """Why this kernel cannot serve the call, or None when it can. ``alignment`` of the base pointers, bytes."""
-        if not self.serves(device):
-            accepted = self.arch if isinstance(self.arch, str) else ", ".join(self.arch)
-            return f"is built for {accepted}, not for {device.name}"
-        for name, accepted_dtypes in self.dtypes.items():
-            found = binding.dtypes.get(name)
-            if found is not None and found not in accepted_dtypes:
-                return f"takes {name} as {' or '.join(accepted_dtypes)}, not {found}"
-        if alignment % self.align:
-            return f"needs base pointers aligned to {self.align} bytes"
-        context = self._context(binding, tactic, device)
-        for predicate, message in self.requires:
-            if not call_by_name(predicate, **context):
-                return message
-        return None
-
-    def _context(self, binding: Binding, tactic: int, device: Architecture) -> dict[str, Any]:
-        return binding.context(t=Names("tactic parameter", self.tactics[tactic]), dev=device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +82,15 @@ class Op:
         self.aliases = {name: spec.alias for name, spec in self.outputs.items() if spec.alias}
         self.contract = Contract(self.name, self.inputs, self.outputs, self.attributes, self.rules)
         self.contract.declared()
+        _pairs(f"{self.name}: rules", self.rules)
+        sizes = {str(d).lstrip("*") for spec in self.inputs.values() for d in spec.dims if isinstance(d, str)}
+        sizes |= {s for spec in self.inputs.values() for d in spec.dims if isinstance(d, Expr) for s in free_symbols(d)}
+        for case in self.cases:
+            if extra := set(case.dims) - sizes:
+                raise DeclarationError(
+                    f"{self.name}: the case {case.label!r} sizes {', '.join(sorted(extra))}, which no input has; "
+                    f"dimensions: {', '.join(sorted(sizes))}"
+                )
         self.kernels: list[Kernel] = []
         self.patterns: list[Pattern] = []
         self.peers: list[Peer] = []
@@ -171,7 +101,7 @@ class Op:
         self._ready: dict[Any, Ready] = {}
         self._plans: dict[Any, Plan] = {}
         self._input_names = tuple(self.inputs)
-        self.file = _declaring_file(2)  # past the dataclass's __init__
+        self.file = declaring_file(2)  # past the dataclass's __init__
         registry.add(self)
 
     # ---- the declaration's decorators -------------------------------------------------------------------------
@@ -210,6 +140,7 @@ class Op:
             raise DeclarationError(f"{self.name}/{label} has an empty table of tactics")
         if not source.path.is_file():
             raise DeclarationError(f"{self.name}/{label}: the source file {source.path} does not exist")
+        _pairs(f"{self.name}/{label}: requires", requires)
         restricted = {k: (v,) if isinstance(v, str) else tuple(v) for k, v in (dtypes or {}).items()}
 
         def declare(fn: Callable[..., Launch]) -> Callable[..., Launch]:
@@ -283,13 +214,16 @@ class Op:
 
         if self._reference is None:
             raise DeclarationError(f"{self.name} declares no reference")
-        given = {k: v for k, v in inputs.items() if v is not None}
+        given = {k: _read_only(v) for k, v in inputs.items() if v is not None}
         given.update((name, given[name].copy()) for name in self.aliases.values() if name in given)
         binding = self.bind(
             {k: v.shape for k, v in given.items()}, {k: name_of(v.dtype) for k, v in given.items()}, attributes
         )
         with np.errstate(all="ignore"):
-            raw = self._reference(*(given.get(name) for name in self.inputs), **binding.attributes)
+            try:
+                raw = self._reference(*(given.get(name) for name in self.inputs), **binding.attributes)
+            except Exception as error:
+                blame(error, self._reference, f"{self.name}: the reference")
             results = raw if isinstance(raw, tuple) else (raw,)
             if len(results) != len(self.outputs):
                 raise DeclarationError(
@@ -297,6 +231,10 @@ class Op:
                 )
             out = {}
             for (name, shape), value in zip(binding.outputs.items(), results):
+                if value is None:
+                    raise DeclarationError(
+                        f"{self.name}: the reference returned None for {name!r}: is a return missing?"
+                    )
                 array = np.asarray(value)
                 if array.shape != tuple(shape):
                     raise DeclarationError(
@@ -394,8 +332,15 @@ class Op:
     def bind_case(self, case: Case, dtypes: Mapping[str, str]) -> Binding:
         """The binding of a case with the given dtypes of its inputs."""
         present = [n for n, spec in self.inputs.items() if not spec.optional or n in case.optional]
-        shapes = {n: self.contract.shape_of(self.inputs[n], case.dims, case.leading) for n in present}
-        return self.bind(shapes, {n: dtypes[n] for n in present}, case.attributes)
+        try:
+            shapes = {n: self.contract.shape_of(self.inputs[n], case.dims, case.leading) for n in present}
+        except KeyError as error:
+            raise DeclarationError(f"{self.name}: the case {case.label!r} has no size for {error}") from error
+        try:
+            return self.bind(shapes, {n: dtypes[n] for n in present}, case.attributes)
+        except ContractError as error:
+            message = str(error).removeprefix(f"{self.name}: ")
+            raise ContractError(f"{self.name}: the case {case.label!r} is refused: {message}") from error
 
     def dtype_combinations(self, case: Case) -> list[dict[str, str]]:
         """Every assignment of dtypes to the inputs that the contract and the case allow."""
@@ -428,7 +373,10 @@ class Op:
                 array = call_by_name(make, rng=rng, shape=sizes, **binding.context())
             else:
                 array = plain_sample(rng, sizes, kind)
-            arrays[name] = np.ascontiguousarray(np.asarray(array).astype(kind.numpy, copy=False)).reshape(sizes)
+            made = np.asarray(array)
+            if made.size != int(np.prod(sizes)):
+                raise DeclarationError(f"{self.name}: the sample of {name!r} has shape {made.shape}, not {sizes}")
+            arrays[name] = np.ascontiguousarray(made.astype(kind.numpy, copy=False)).reshape(sizes)
         return arrays
 
     # ---- calling ----------------------------------------------------------------------------------------------------
@@ -439,6 +387,22 @@ class Op:
 
     def __repr__(self) -> str:
         return f"<Op {self.name}({self.contract.signature()})>"
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    """A view that a reference cannot change: the kernel is given the same array."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def _pairs(what: str, declared: Sequence[Predicate]) -> None:
+    """Hold rules against their form. Raises DeclarationError."""
+    for one in declared:
+        if not (isinstance(one, tuple) and len(one) == 2 and callable(one[0]) and isinstance(one[1], str)):
+            raise DeclarationError(
+                f"{what} are pairs (predicate, message), such as (lambda d: d.N > 1, ...), not {one!r}"
+            )
 
 
 @cache

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trtforge.bindings.optional import available
-from trtforge.kernels.contract import call_by_name
-
-Predicate = tuple[Callable[..., Any], str]
+from trtforge.kernels.contract import Predicate, call_by_name
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
 import importlib.util
 import sys
+import traceback
+from collections.abc import Iterable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 ENTRY_POINT_GROUP = "trtforge.ops"
 
 _ops: dict[str, Op] = {}
+_targets: dict[str, str] = {}
 _state = {"loaded": False}
 
 
@@ -75,13 +79,23 @@ def load(target: str | Path) -> list[Op]:
             module = importlib.import_module(str(target))
         except ForgeError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            if isinstance(error, ModuleNotFoundError) and error.name == str(target).partition(".")[0]:
+                raise DeclarationError(f"--load {target}: there is no such file, folder or module") from error
             raise DeclarationError(f"--load {target}: {type(error).__name__}: {error}") from error
         declared = [op for name, op in _ops.items() if before.get(name) is not op]
         declared = declared or [v for v in vars(module).values() if type(v).__name__ == "Op"]
     if not declared:
         raise DeclarationError(f"--load {target} declares no op; create one with trtforge.kernels.Op(...)")
+    found = str(path.resolve()) if path.is_file() else str(target)
+    _targets.update({op.name: found for op in declared})
     return declared
+
+
+def targets(names: Iterable[str], beyond: Sequence[str | Path] = ()) -> list[str]:
+    """What another process must :func:`load` to have these ops, ``beyond`` what it loads anyway."""
+    known = {str(path) for one in beyond for path in (one, Path(one).resolve(), Path(one).resolve() / "op.py")}
+    return list(dict.fromkeys(_targets[n] for n in names if n in _targets and _targets[n] not in known))
 
 
 def import_file(path: Path) -> ModuleType:
@@ -101,10 +115,19 @@ def import_file(path: Path) -> ModuleType:
     except ForgeError:
         del sys.modules[name]
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise DeclarationError(f"{path} failed to load: {type(error).__name__}: {error}") from error
+        where = _line(error, path)
+        raise DeclarationError(f"{path}{where} failed to load: {type(error).__name__}: {error}") from error
     return module
+
+
+def _line(error: BaseException, path: Path) -> str:
+    """ ":12" for an error that came by line 12 of the file; a syntax error names its line itself."""
+    lines = [
+        number for frame, number in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == str(path)
+    ]
+    return f":{lines[-1]}" if lines else ""
 
 
 def get(name: str) -> Op:
@@ -117,7 +140,12 @@ def get(name: str) -> Op:
         return matches[0]
     if matches:
         raise UnknownNameError(f"{name!r} is ambiguous: {', '.join(op.name for op in matches)}")
-    raise UnknownNameError(f"there is no op {name!r}; known: {', '.join(_ops)}; load others with --load FILE_OR_MODULE")
+    short = {full.split("::")[1]: full for full in _ops}
+    alike = [short[found] for found in difflib.get_close_matches(name.split("::")[-1], short, n=3)]
+    known = f"meant: {' or '.join(alike)}?" if alike else f"known: {', '.join(_ops)}"
+    more = f"load others with --load {name if Path(name).exists() else 'FILE_OR_MODULE'}"
+    file = ", and no file of that name" if Path(name).suffix and not Path(name).exists() else ""
+    raise UnknownNameError(f"there is no op {name!r}{file}; {known}; {more}")
 
 
 def ops() -> list[Op]:

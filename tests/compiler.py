@@ -15,4 +15,6 @@ def _why_not() -> str:
 
 
 _REASON = _why_not()
+#: Whether kernels can be emulated here.
+FOUND = not _REASON
 needs_compiler = pytest.mark.skipif(bool(_REASON), reason=_REASON or "a compiler is here")

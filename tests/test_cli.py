@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import pty
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from trtforge import cli
+from trtforge import cli, show
 from trtforge.bindings import device
 from trtforge.harness.check import report
 from trtforge.harness.environment import about
@@ -271,4 +274,74 @@ def test_numbers_that_are_not_finite_become_text(
 def test_what_needs_a_gpu_says_so(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([command, "rms_norm", "--json"]) == 2
     captured = capsys.readouterr()
-    assert captured.out == "" and "DeviceError" in captured.err and "GPU" in captured.err
+    assert "DeviceError" in captured.err and "GPU" in captured.err
+    assert _strict(captured.out)["error"]["type"] == "DeviceError"
+    typed = (
+        "trtforge bench rms_norm --json bench.json ;"
+        if command == "bench"
+        else "type the same command, or without it: ncu"
+    )
+    assert typed in captured.err
+
+
+@pytest.mark.parametrize(
+    "command", [["list", "nope", "--json"], ["inspect", "nope", "--json"], ["bench", "nope", "--json"]]
+)
+def test_an_error_is_json_too(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(command) == 2
+    captured = capsys.readouterr()
+    error = json.loads(captured.out)["error"]
+    assert error["type"] == "UnknownNameError" and error["message"] in captured.err
+
+
+def test_a_name_that_is_nearly_right_is_proposed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "rmsnorm"]) == 2
+    assert "meant: trtforge::rms_norm?" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_full_disk_under_the_output_is_one_line(options: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "trtforge", "list", "rms_norm", *options]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "trtforge: FileError: cannot write the output: No space left on device"
+
+
+def test_the_next_command_of_new_can_be_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "sp ace"
+    folder.mkdir()
+    assert cli.main(["new", "idea", "--template", "triton-elementwise", "--into", str(folder), "--json"]) == 0
+    typed = shlex.split(json.loads(capsys.readouterr().out)["next"])
+    assert typed == ["trtforge", "check", "my::idea", "--load", str(folder / "idea")]
+
+
+def test_a_narrow_terminal_has_no_broken_words() -> None:
+    rows = [("trtforge::rms_norm", "cuda_elementwise", "float16|bfloat16", 3, "")]
+    made = show.table("1 kernel", ("op", "kernel", "dtypes", "tactics", "note"), rows)
+    for width, is_table in ((50, False), (100, True)):
+        out = io.StringIO()
+        Console(file=out, width=width).print(made)
+        told = out.getvalue()
+        assert all(word in told for word in ("trtforge::rms_norm", "cuda_elementwise", "float16|bfloat16"))
+        assert ("│" in told) == is_table and "1 kernel" in told
+    assert "dtypes float16|bfloat16 · tactics 3" in _narrow(made)
+
+
+def _narrow(made: Any) -> str:
+    out = io.StringIO()
+    Console(file=out, width=50).print(made)
+    return out.getvalue()
+
+
+def test_failures_of_one_kind_are_told_once() -> None:
+    def row(case: str, value: float) -> Row:
+        reason = f"relative L2 error {value} above the tolerance 0.1, most at [0, {case}]: {value}, the reference has 1"
+        return Row("a::b", "cuda", "cuda", "-", 0, case, "float16", "cpu", "emulated", value, 0.1, "failed", reason)
+
+    out = io.StringIO()
+    show.check_rows(Console(file=out, width=200), [row("1", 0.2), row("2", 300.0), row("33", float("inf"))], False)
+    assert out.getvalue().count("FAILED") == 1 and "(and 2 more rows)" in out.getvalue()
+    assert "not finite" in out.getvalue() and show._share(1152.3) == "1,152 × tolerance"
+    assert "--device emulate" not in out.getvalue()

@@ -159,3 +159,8 @@ def test_what_was_refused_once_is_refused_again(world: dict[str, Any]) -> None:
         op(x, weight, epsilon=1e-3)
     with pytest.raises(ContractError, match="takes 2 inputs"):
         op(x, weight, x)
+
+
+def test_a_numpy_scalar_is_told_its_rank() -> None:
+    with pytest.raises(ContractError, match=r"has shape \[\] of rank 0, but at least rank 1 is needed"):
+        registry.get("rms_norm")(np.float16(3), np.ones(1, np.float16))

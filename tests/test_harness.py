@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import compiler
 import ml_dtypes
 import numpy as np
 import pytest
@@ -165,7 +168,32 @@ def dies(x_ptr, N, y_ptr):
     at = tl.program_id(0) * 64 + tl.arange(0, 64)
     tl.store(y_ptr + at * 0 + 1099511627776, tl.load(x_ptr + at, mask=at < N) * 2, mask=at < N)
 
-for one in ("right", "wrong", "forgets_the_last", "writes_outside", "two_scalars", "dies", "absent"):
+@triton.jit
+def writes_far_outside(x_ptr, N, y_ptr):  # as a store without a mask does
+    at = tl.program_id(0) * 64 + tl.arange(0, 4096)
+    tl.store(y_ptr + at, tl.load(x_ptr + at, mask=at < N, other=0.0) * 2)
+
+@triton.jit
+def writes_its_input(y_ptr, N, x_ptr):
+    at = tl.program_id(0) * 64 + tl.arange(0, 64)
+    tl.store(y_ptr + at, tl.load(x_ptr + at, mask=at < N) * 2, mask=at < N)
+
+@triton.jit
+def never_writes(x_ptr, N, y_ptr):
+    at = tl.program_id(0) * 64 + tl.arange(0, 64)
+    tl.load(x_ptr + at, mask=at < N) * 2
+
+@triton.jit
+def fails(x):
+    return x * nonsense
+
+@triton.jit
+def calls_what_fails(x_ptr, N, y_ptr):
+    at = tl.program_id(0) * 64 + tl.arange(0, 64)
+    tl.store(y_ptr + at, fails(tl.load(x_ptr + at, mask=at < N)), mask=at < N)
+
+for one in ("right", "wrong", "forgets_the_last", "writes_outside", "two_scalars", "dies", "absent",
+            "writes_far_outside", "writes_its_input", "never_writes", "calls_what_fails"):
     declare(one)
 """
 
@@ -174,6 +202,8 @@ def test_planted_faults_are_found_and_cost_one_row_each(tmp_path: Path, unregist
     file = tmp_path / "faults.py"
     file.write_text(FAULTY)
     rows = check("faults::double", device="cpu", architectures=("sm_90a",), loads=[str(file)])
+    compiled = {r.kernel: r for r in rows if r.how == "compiled for sm_90a"}
+    assert "nonsense is not defined" in compiled["calls_what_fails"].reason  # the cause, not only the call
     interpreted = {r.kernel: r for r in rows if r.how == "interpreted" and r.dtype == "float16"}
     assert interpreted["right"].status == "passed"
     reasons = {
@@ -181,7 +211,11 @@ def test_planted_faults_are_found_and_cost_one_row_each(tmp_path: Path, unregist
         "forgets_the_last": "nan",
         "writes_outside": "wrote outside the output 'y'",
         "two_scalars": "the function has 4 parameters that are not constants",
-        "dies": "signal",
+        "writes_far_outside": "wrote outside the output 'y'",
+        "writes_its_input": "changed the input 'x', which no output updates; is the order",
+        "never_writes": "was it written?",
+        "calls_what_fails": "NameError: name 'nonsense' is not defined (faults.py:",
+        "dies": "(SIGSEGV), as a kernel does that reads or writes far outside",
         "absent": "has no function 'absent'",
     }
     for kernel, reason in reasons.items():
@@ -235,12 +269,26 @@ def test_a_kernel_that_hangs_costs_one_row_and_leaves_no_process(
             started.append(self.process)
 
     monkeypatch.setattr(pool, "_Worker", Watched)
-    monkeypatch.setattr(pool, "run_jobs", functools.partial(pool.run_jobs, limit=limit))
-    rows = check("faults::copy", device="cpu", architectures=("sm_90a",), loads=[str(file)], workers=1)
+    rows = check(
+        "faults::copy", device="cpu", architectures=("sm_90a",), loads=[str(file)], workers=1, time_limit=limit
+    )
     interpreted = {r.kernel: r for r in rows if r.how == "interpreted"}
     assert interpreted["never_ends"].status == "failed" and interpreted["ends"].status == "passed"
-    assert f"ended by signal 9 (time limit {limit:g} s)" in interpreted["never_ends"].reason
+    assert f"did not end within {limit:g} s and was ended" in interpreted["never_ends"].reason
     assert len(started) >= 2 and all(process.poll() is not None for process in started)
+
+
+def test_an_op_that_was_loaded_is_known_to_the_workers(
+    tmp_path: Path, unregister: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "again.py").write_text(EXAMPLE.read_text().replace("examples::squared_relu", "loaded::squared_relu"))
+    monkeypatch.chdir(tmp_path)
+    trtforge.load("again.py")
+    monkeypatch.chdir("/")
+    rows = check("loaded::squared_relu", device="cpu", architectures=("sm_90a",), workers=1)
+    assert summary(rows)["failed"] == 0 and summary(rows)["passed"] > 0
+    assert registry.targets(["loaded::squared_relu"], [tmp_path / "again.py"]) == []
+    assert registry.targets(["rms_norm"]) == []
 
 
 def test_a_cuda_kernel_that_does_not_match_its_declaration_is_refused(tmp_path: Path, unregister: None) -> None:
@@ -254,6 +302,79 @@ def test_a_cuda_kernel_that_does_not_match_its_declaration_is_refused(tmp_path: 
     )
     (row,) = check("faults::twice", device="cpu", architectures=("sm_90a",), loads=[str(tmp_path)])
     assert row.status == "failed" and "parameter 1 (scalar 0) must be int32 of 4 bytes" in row.reason
+
+
+LIMITS = """
+from trtforge.kernels import Case, Launch, Op, Tensor, cuda, grid
+op = Op('faults::limits', inputs={'x': Tensor('N', dtype='float32')}, outputs={'y': Tensor('N', dtype='x')},
+        cases=[Case({'N': 3})])
+
+@op.reference
+def _(x):
+    return x
+
+@op.kernel(cuda('copy.cu'), tactics=({'THREADS': 32, 'BYTES': 300000}, {'THREADS': 2048, 'BYTES': 0}))
+def _(d, t):
+    return Launch(grid=1, block=t.THREADS, shared=t.BYTES, scalars=(d.N,))
+"""
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        pytest.param({"device": "emulate", "every_case": True}, marks=compiler.needs_compiler),
+        pytest.param(
+            {"as_plugin": "aot"}, marks=pytest.mark.skipif(find_spec("tensorrt_bindings") is None, reason="no bindings")
+        ),
+    ],
+)
+def test_a_block_that_no_gpu_takes_fails_every_way_of_checking(
+    how: dict[str, Any], tmp_path: Path, unregister: None
+) -> None:
+    (tmp_path / "copy.cu").write_text(
+        'extern "C" __global__ void copy(const x_t* x, int n, y_t* y) { if (threadIdx.x < n) y[threadIdx.x] = 0; }'
+    )
+    (tmp_path / "op.py").write_text(LIMITS)
+    rows = check("faults::limits", architectures=("sm_90a",), loads=[str(tmp_path)], **{"device": "cpu", **how})
+    large, wide = rows
+    assert large.status == wide.status == "failed"
+    assert "needs 300000 bytes of shared memory, sm_90a allows" in large.reason
+    assert "has 2048 threads per block, sm_90a allows 1 to 1024" in wide.reason
+
+
+def test_a_float_parameter_is_no_scalar(tmp_path: Path, unregister: None) -> None:
+    (tmp_path / "copy.cu").write_text('extern "C" __global__ void copy(const x_t* x, float n, y_t* y) { y[0] = n; }')
+    (tmp_path / "op.py").write_text(LIMITS)
+    rows = check("faults::limits", device="cpu", architectures=("sm_90a",), loads=[str(tmp_path)])
+    assert all("must be int32 of 4 bytes, the kernel has float of 4" in row.reason for row in rows)
+
+
+@compiler.needs_compiler
+def test_a_source_that_no_compiler_takes_fails_when_emulated(tmp_path: Path, unregister: None) -> None:
+    (tmp_path / "copy.cu").write_text('extern "C" __global__ void copy(const x_t* x, int n, y_t* y) { retrun; }')
+    (tmp_path / "op.py").write_text(LIMITS.replace("300000", "0"))
+    row, _ = check("faults::limits", device="emulate", every_case=True, loads=[str(tmp_path)])
+    assert row.status == "failed" and 'identifier "retrun" is undefined' in row.reason
+
+
+def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    file = tmp_path / "hanging.py"
+    file.write_text(HANGING)
+    command = [sys.executable, "-m", "trtforge", "check", "copy", "--kernel", "never_ends", "--load", str(file)]
+    parent = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    workers = Path(f"/proc/{parent.pid}/task")
+    deadline = time.monotonic() + 60
+    children: list[int] = []
+    while not children and time.monotonic() < deadline:
+        time.sleep(0.1)
+        children = [int(pid) for task in workers.iterdir() for pid in (task / "children").read_text().split()]
+    time.sleep(3)  # the worker is in the kernel by now
+    parent.kill()
+    parent.wait()
+    while any(Path(f"/proc/{pid}").exists() for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert children and not any(Path(f"/proc/{pid}").exists() for pid in children)
 
 
 def test_check_refuses_what_it_does_not_know() -> None:

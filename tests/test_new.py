@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -15,11 +16,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import compiler
 import numpy as np
 import pytest
 
 from trtforge import cli
-from trtforge.bindings.architectures import architecture
+from trtforge.bindings.architectures import INSPECTED, architecture
 from trtforge.bindings.errors import DeclarationError, UnknownNameError, UsageError
 from trtforge.harness import new as new_module
 from trtforge.harness import watch as watch_module
@@ -140,7 +142,7 @@ def test_from_a_template_to_an_edited_op_in_a_network(
     load: dict[str, Any] = {"loads": [str(folder)]}
     quick: dict[str, Any] = {"device": "cpu", "architectures": ("sm_90a",), "workers": 2, **load}
 
-    rows = check("mine::idea", **quick)
+    rows = check("mine::idea", **{**quick, "architectures": INSPECTED})
     assert summary(rows)["failed"] == 0, [r.reason for r in rows if r.status == "failed"]
     assert any(r.how == "interpreted" for r in rows) == template.startswith("triton")
     (op,) = registry.load(folder)
@@ -221,13 +223,15 @@ def test_a_new_user_gets_from_an_idea_to_a_plugin(
     assert typed("trtforge new peak --template cuda-reduction")[0] == 0
     folder, edit = tmp_path / "peak", EDITS["cuda-reduction"]
     commands = re.findall(r"^(trtforge .*?)\s+# ", (folder / "README.md").read_text(), re.M)
-    check, _, inspection, listing, plugin, page = commands[:6]
-    assert "--as-plugin aot" in plugin and page.startswith("trtforge report")
+    check, emulated, _, inspection, listing, plugin, page = commands[:7]
+    assert "--as-plugin aot" in plugin and page.startswith("trtforge report") and emulated.endswith("--device emulate")
 
     substitute(folder / "op.py", *edit.reference)
     substitute(folder / "peak.cu", *edit.kernel)
     status, told = typed(f"{check} --device cpu --arch sm_90a")
     assert status == 0 and "0 failed" in told
+    if compiler.FOUND:
+        assert typed(emulated)[0] == 0
     status, told = typed(inspection)
     assert status == 0 and "occupancy" in told and "SHFL" in told
     status, told = typed(listing)
@@ -247,7 +251,7 @@ def test_the_code_is_clean_under_any_name(name: str, tmp_path: Path) -> None:
         folder = new(f"{'n' * len(name)}::{name}", template, into=tmp_path / template)
         (folder / "use.py").write_text(_code_of_readme(folder))
         text = "".join(path.read_text() for path in folder.iterdir())
-        assert not re.search("NAMESPACE|OPNAME|FOLDER|KERNEL_FILE|SUMMARY|PROOF|USE\n", text)
+        assert not re.search("NAMESPACE|OPNAME|FOLDER|KERNEL_FILE|SUMMARY|PROOF|EMULATE|USE\n", text)
     for command in (["check"], ["format", "--check"]):
         done = subprocess.run(
             [sys.executable, "-m", "ruff", *command, "--no-cache", "--config", ROOT / "pyproject.toml", tmp_path],
@@ -255,6 +259,92 @@ def test_the_code_is_clean_under_any_name(name: str, tmp_path: Path) -> None:
             text=True,
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+# ---- mistakes that an author makes ------------------------------------------------------------------------------
+
+MISTAKES = [
+    (
+        "    tolerance={",
+        "    rules=[(lambda d: d.Q > 0, 'no')],\n    tolerance={",
+        r"'Q'; known: M, N \(idea/op\.py:\d+\)",
+    ),
+    ("    tolerance={", "    rules=[(lambda d: 1 // 0, 'no')],\n    tolerance={", r"op\.py:\d+: ZeroDivisionError"),
+    ("    tolerance={", "    rules=[lambda d: d.N > 0],\n    tolerance={", r"rules are pairs \(predicate, message\)"),
+    (
+        "    tolerance={",
+        "    rules=[(lambda d: d.N > 1, 'too small')],\n    tolerance={",
+        "'M1 N1' is refused: too small",
+    ),
+    ("lambda d: d.N % 8 == 0", "lambda d: d.Q % 8 == 0", r"'Q'; known: M, N \(idea/op\.py:\d+\)"),
+    ("return launch(d, t, vector=8)", "return launch(d, t.NO, vector=8)", "no tactic parameter 'NO'; known: BLOCK"),
+    ("return launch(d, t, vector=8)", "launch(d, t, vector=8)", "launch function returned None; it must return Launch"),
+    ('Case({"M": 1, "N": 1})', 'Case({"M": 1})', "the case 'M1' has no size for 'N'"),
+    ('Case({"M": 1, "N": 1})', 'Case({"M": 1, "N": 1, "K": 1})', "sizes K, which no input has; dimensions: M, N"),
+    ("import numpy as np", "import sys\nsys.exit(0)", "op.py:4 failed to load: SystemExit: 0"),
+    ("def formula(x, beta):", "def formula(x, beta)", "SyntaxError: expected ':'"),
+    ("op = Op(", "oop = Op(", r"op\.py:\d+ failed to load: NameError"),
+    ('"my::idea"', '"trtforge::rms_norm"', "already declared in .*must use another name"),
+]
+
+
+@pytest.mark.parametrize(("old", "put", "message"), MISTAKES)
+def test_a_mistake_in_a_declaration_is_told_without_a_traceback(
+    old: str,
+    put: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    new("idea", "triton-elementwise")
+    file = Path("idea", "op.py")
+    file.write_text(file.read_text().replace(old, put, 1))
+    assert cli.main(["check", "idea", "--load", "idea", "--device", "cpu", "--arch", "sm_90a"]) == 2
+    told = capsys.readouterr().err
+    assert re.search(message, told) and "Traceback" not in told
+
+
+def test_a_mistake_in_a_reference_or_a_sample_is_told(tmp_path: Path) -> None:
+    (op,) = registry.load(new("idea", "triton-reduction", into=tmp_path))
+    x = np.ones((2, 8), np.float16)
+
+    def told(reference: Callable[..., Any]) -> str:
+        op.reference(reference)
+        with pytest.raises(DeclarationError) as caught:
+            op.run_reference({"x": x})
+        return str(caught.value)
+
+    def changes(x: np.ndarray) -> None:
+        x[...] = 0
+
+    def refuses(x: np.ndarray) -> None:
+        raise ValueError("bang")
+
+    assert re.search(r"the reference raised ValueError: bang \(.*test_new\.py:\d+\)", told(refuses))
+    assert "read-only" in told(changes) and x.all()
+    assert "the reference returned None for 'y'" in told(lambda x: None)
+    object.__setattr__(op.inputs["x"], "sample", lambda rng, shape: rng.standard_normal(3))
+    with pytest.raises(DeclarationError, match=r"the sample of 'x' has shape \(3,\), not \(1, 1\)"):
+        op.sample_inputs(op.cases[0], {"x": "float16"}, 0)
+
+
+def test_nothing_checked_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    new("idea", "triton-elementwise")
+    for options in (["--device", "emulate"], ["--device", "emulate", "--kernel", "triton", "--json"]):
+        assert cli.main(["check", "idea", "--load", "idea", *options]) == 2
+        captured = capsys.readouterr()
+        assert "nothing was checked" in captured.err
+    assert "nothing was checked" in json.loads(captured.out)["error"]["message"]
+    assert cli.main(["check", "flash_attention", "--kernel", "sm90", "--device", "cpu", "--arch", "sm_80"]) == 2
+    assert "has no kernel with a case for sm_80" in capsys.readouterr().err
+    for option in ("--workers", "--time-limit"):
+        assert cli.main(["check", "idea", "--load", "idea", option, "0"]) == 2
+        assert f"{option} is 0" in capsys.readouterr().err
 
 
 # ---- what new refuses -------------------------------------------------------------------------------------------

@@ -26,7 +26,9 @@ from trtforge.harness.inspection import inspect
 from trtforge.harness.jobs import Row, plain
 from trtforge.harness.measurement import Measurement, Run
 from trtforge.harness.profile import Profile
+from trtforge.harness.report import page as page_module
 from trtforge.harness.report import pictures, session, sources
+from trtforge.harness.report.tables import Table
 from trtforge.kernels import registry
 
 pytest.importorskip("jinja2", reason="the report needs Jinja: pip install 'trtforge[report]'")
@@ -605,3 +607,18 @@ def test_rows_of_the_session_are_plain_data(files: Files) -> None:
     assert [asdict(r) for r in measurement.read(files.bench).rows] == [asdict(r) for r in _run().rows]
     with pytest.raises(FileError, match="check --report FILE"):
         sources.read_checks(files.bench)
+
+
+def test_committed_files_are_named_from_the_top_of_the_checkout(tmp_path: Path) -> None:
+    (file, *_) = sources.committed("bench.json")
+    assert sources.named(str(file)) == f"benchmarks/results/{file.parent.name}/bench.json"
+    for other in (tmp_path / "bench.json", Path("bench.json")):
+        assert sources.named(str(other)) == str(other)
+
+
+def test_a_part_with_many_ops_has_links_to_each() -> None:
+    tables = [Table(f"t-{op}-{what}", f"trtforge::{op}: {what}", ("a",)) for op in "abc" for what in ("one", "two")]
+    section = page_module.Section("inspection", "Inspection", [page_module.Group(tables=tables)])
+    assert section.links == [("title-t-a-one", "a"), ("title-t-b-one", "b"), ("title-t-c-one", "c")]
+    section.groups[0].tables = tables[:4]
+    assert section.links == []

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shlex
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from trtforge.bindings.errors import FileError, UsageError
+from trtforge.bindings.errors import DeviceError, FileError, UsageError
 
 if TYPE_CHECKING:
     from trtforge.harness.measurement import Measurement, Run
@@ -53,7 +54,6 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from trtforge import show
     from trtforge.harness import measurement
-    from trtforge.harness.bench import bench
 
     stored = measurement.read(arguments.against) if arguments.against else None
     _refuse_early(arguments)
@@ -74,8 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
             session.case(found, rows)
             bar.update(task, advance=1, description=f"{rows[0].op} [{rows[0].case}]" if rows else "")
 
-        found = bench(
-            *arguments.ops,
+        found = _measure(
+            arguments,
             case=arguments.case,
             dtype=arguments.dtype,
             kernel=arguments.kernel,
@@ -199,6 +199,23 @@ def _ended_by_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _measure(arguments: argparse.Namespace, **options: Any) -> Run:
+    """:func:`bench`; where there is no GPU the error says what to type where there is one."""
+    from trtforge.bindings import device
+    from trtforge.harness.bench import bench
+
+    try:
+        return bench(*arguments.ops, **options)
+    except DeviceError as error:
+        if device.has_gpu():
+            raise
+        kept = arguments.json if arguments.json not in (None, "-") else "bench.json"
+        words = [word for word in arguments.typed if word != "--json" or kept == arguments.json]
+        typed = shlex.join(["trtforge", *words, *([] if kept == arguments.json else ["--json", kept])])
+        page = shlex.join(["trtforge", "report", "-o", "report.html", "--bench", kept])
+        raise DeviceError(f"{error}. Where there is one: {typed} ; {kept} is then read anywhere: {page}") from error
 
 
 def _refuse_early(arguments: argparse.Namespace) -> None:

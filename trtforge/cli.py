@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import json
+import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -11,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from trtforge import __version__
-from trtforge.bindings.errors import ForgeError
+from trtforge.bindings.errors import FileError, ForgeError
+
+#: What writing says when a disk or a quota is full.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _common(parser: argparse.ArgumentParser, json_file: bool) -> None:
@@ -50,7 +57,13 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("check", _check, "run every kernel, tactic, case and dtype against the reference")
     sub.add_argument("op", nargs="?", help="one op (default: all)")
     sub.add_argument("--kernel", help="one kernel of the op")
-    sub.add_argument("--device", choices=("auto", "cpu", "cuda", "emulate"), default="auto")
+    sub.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda", "emulate"),
+        default="auto",
+        help="cuda: launched; cpu: Triton interpreted, CUDA compiled; emulate: CUDA run on the CPU, which needs a C++ "
+        "compiler; auto (default): cuda where there is a GPU, else cpu",
+    )
     sanitizers = ("address", "undefined", "thread")
     sub.add_argument("--sanitize", choices=sanitizers, help="with --device emulate: watch the kernel with a sanitizer")
     sub.add_argument("--arch", action="append", help="on a CPU: compile for this architecture only (may be repeated)")
@@ -65,14 +78,22 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--bench-cases", action="store_true", help="on a GPU: run the benchmark shapes too")
     sub.add_argument("--seeds", type=int, default=2, help="on a GPU: how many random inputs per row (default 2)")
     sub.add_argument("--workers", type=int, help="worker processes (default: one per core)")
+    sub.add_argument(
+        "--time-limit",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="end what takes longer, such as a kernel that hangs, and fail it (default 300)",
+    )
     sub.add_argument("--report", metavar="FILE", help="write counts per kernel, failures and versions to a JSON file")
     sub.add_argument("--watch", action="store_true", help="check again whenever a source of the op changes")
     sub.add_argument("-v", "--verbose", action="store_true", help="print every row")
 
     sub = command("new", _new, "start an op: one folder with a declaration, a kernel and the next steps")
     sub.add_argument("name", metavar="NAME", help="op, or namespace::op (the namespace is 'my' where none is given)")
-    kinds = "cuda-elementwise, cuda-reduction, cuda-gemm, triton-elementwise, triton-reduction or triton-attention"
-    sub.add_argument("--template", required=True, help=kinds)
+    from trtforge.harness.new import TEMPLATES
+
+    sub.add_argument("--template", required=True, choices=tuple(TEMPLATES), help="what the op begins as")
     sub.add_argument("--into", default=".", metavar="DIR", help="where the folder is made (default: here)")
 
     sub = command(
@@ -178,7 +199,7 @@ def _new(arguments: argparse.Namespace) -> int:
 
     folder = new(arguments.name, arguments.template, into=Path(arguments.into))
     op = "::".join(qualified(arguments.name))
-    command = f"trtforge check {op} --load {folder}"
+    command = f"trtforge check {op} --load {shlex.quote(str(folder))}"
     if arguments.json:
         _print_json({"op": op, "folder": str(folder), "next": command})
     else:
@@ -196,8 +217,12 @@ def _check(arguments: argparse.Namespace) -> int:
     from trtforge.bindings.errors import UsageError
     from trtforge.harness.check import check, report, summary
 
-    if arguments.seeds < 1:
-        raise UsageError(f"--seeds is {arguments.seeds}; at least 1 is needed")
+    for option in ("seeds", "workers"):
+        given = getattr(arguments, option)
+        if given is not None and given < 1:
+            raise UsageError(f"--{option} is {given}; at least 1 is needed")
+    if not arguments.time_limit > 0:
+        raise UsageError(f"--time-limit is {arguments.time_limit:g}; it must be above 0 seconds")
     if arguments.report and not Path(arguments.report).resolve().parent.is_dir():
         raise UsageError(f"--report {arguments.report}: there is no folder {Path(arguments.report).resolve().parent}")
     out = show.console()
@@ -215,6 +240,7 @@ def _check(arguments: argparse.Namespace) -> int:
             include=("gpu", "bench") if arguments.bench_cases else ("gpu",),
             seeds=range(arguments.seeds),
             workers=arguments.workers,
+            time_limit=arguments.time_limit,
             on_start=lambda total: bar.update(task, total=total),
             on_row=lambda row: bar.update(task, advance=1, description=f"{row.op}/{row.kernel}"),
         )
@@ -222,11 +248,28 @@ def _check(arguments: argparse.Namespace) -> int:
         from trtforge.bindings.files import replace_file
 
         replace_file(arguments.report, _json(report(rows)) + "\n")
+    nothing = UsageError(_nothing(arguments, len(rows))) if all(row.status == "skipped" for row in rows) else None
     if arguments.json:
-        _print_json({"rows": [asdict(r) for r in rows], "summary": summary(rows)})
-    else:
+        told = {"rows": [asdict(r) for r in rows], "summary": summary(rows)}
+        _print_json({**told, **_error(nothing)} if nothing else told)
+    elif rows:
         show.check_rows(out, rows, arguments.verbose)
+    if nothing:
+        return _refuse(nothing)
     return 1 if summary(rows)["failed"] else 0
+
+
+def _nothing(arguments: argparse.Namespace, skipped: int) -> str:
+    """Why a check that ran nothing is not a passed one, and what would run something."""
+    if skipped:
+        return f"nothing was checked: all {skipped} rows were skipped, for the reasons above"
+    what = "/".join(filter(None, (arguments.op or "every op", arguments.kernel)))
+    if arguments.device == "emulate":
+        return f"nothing was checked: no CUDA kernel of {what} has a small case here; --device cpu interprets Triton"
+    where = f" for {', '.join(arguments.arch)}" if arguments.arch else ""
+    return (
+        f"nothing was checked: {what} has no kernel with a case{where}; see trtforge list {arguments.op or ''}".rstrip()
+    )
 
 
 def _build(arguments: argparse.Namespace) -> int:
@@ -307,19 +350,39 @@ def _generate(arguments: argparse.Namespace) -> int:
     return run(arguments)
 
 
+def _error(error: ForgeError) -> dict[str, Any]:
+    """An error in the JSON of a command."""
+    return {"error": {"type": type(error).__name__, "message": str(error)}}
+
+
+def _refuse(error: ForgeError) -> int:
+    """Tell people of an error; returns the exit status."""
+    print(f"trtforge: {type(error).__name__}: {error}", file=sys.stderr)
+    return 2
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     typed = list(sys.argv[1:] if argv is None else argv)
     arguments = _parser().parse_args(typed)
     arguments.typed = typed
     try:
-        return int(arguments.run(arguments))
+        status = int(arguments.run(arguments))
+        sys.stdout.flush()
+        return status
     except ForgeError as error:
-        print(f"trtforge: {type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+        if arguments.json is True or arguments.json == "-":
+            _print_json(_error(error))
+        return _refuse(error)
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        with contextlib.suppress(OSError, ValueError):  # what is still buffered has nowhere to go
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _refuse(FileError(f"cannot write the output: {error.strerror}"))
     except KeyboardInterrupt:
         print("trtforge: interrupted", file=sys.stderr)
         return 130

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -20,6 +22,7 @@ from trtforge.harness.listing import Entry
 _PIPED_WIDTH = 200
 FAILURES_SHOWN = 20
 _OPTIONS_TOLD = re.compile(r" \(--gpu-architecture[^)]*\)")
+_NUMBERS = re.compile(r"[-+]?(\d[\d.]*(e[-+]?\d+)?|\binf\b|\bnan\b)(, )?")
 _COLORS = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
 
 
@@ -43,8 +46,26 @@ def progress(out: Console) -> Progress:
     )
 
 
+class _Fitting(Table):
+    """A table; where the terminal is too narrow for its longest words, two lines or more per row instead."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if self.__rich_measure__(console, options).minimum <= options.max_width:
+            yield from super().__rich_console__(console, options)
+            return
+        if self.title:
+            yield self.title
+        names = [str(column.header) for column in self.columns]
+        for row in zip(*(column.cells for column in self.columns)):
+            first, second, *rest = (str(cell) for cell in row) if len(row) > 1 else (str(row[0]), "")
+            yield f"[bold]{first}[/] {second}"
+            told = " · ".join(f"[dim]{name}[/] {cell}" for name, cell in zip(names[2:], rest) if cell)
+            if told:
+                yield Padding(told, (0, 0, 0, 4))
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    made = Table(title=title, title_justify="left", header_style="bold", expand=False)
+    made = _Fitting(title=title, title_justify="left", header_style="bold", expand=False)
     for name in columns:
         right = bool(rows) and all(isinstance(r[columns.index(name)], (int, float)) for r in rows)
         made.add_column(name, justify="right" if right else "left", overflow="fold")
@@ -62,7 +83,7 @@ def listing(entries: Sequence[Entry]) -> Table:
     columns: tuple[str, ...] = ("op", "kernel", "language", "architectures", "dtypes", "tactics", "AOT plugin")
     if any(e.tuned for e in entries):
         columns, rows = (*columns, "tuned"), [(*row, escape(e.tuned)) for row, e in zip(rows, entries)]
-    return table(f"{len(entries)} kernels", columns, rows)
+    return table(f"{len(entries)} kernel{'' if len(entries) == 1 else 's'}", columns, rows)
 
 
 def _number(value: float | None) -> str:
@@ -70,29 +91,44 @@ def _number(value: float | None) -> str:
 
 
 def check_rows(out: Console, rows: Sequence[Row], every: bool) -> None:
-    """Print one line per kernel and way of checking (or each row), every failure in full, and why rows were skipped."""
+    """Print one line per kernel and way of checking (or each row), every kind of failure, and why rows were skipped."""
     out.print(_every_row(rows) if every else _by_kernel(rows))
     if not every:
         skips = Counter(f"{r.op}: {r.reason}" for r in rows if r.status == "skipped")
         for reason, times in skips.items():
-            out.print(f"[yellow]skipped[/] {times} × {escape(reason)}")
+            out.print(f"[yellow]skipped[/] {times} × {escape(reason)}", soft_wrap=True)
     failures: dict[tuple[str, str, str], list[Row]] = {}
     for r in rows:
         if r.status == "failed":
-            kind = _OPTIONS_TOLD.sub("", r.reason)  # one mistake in a source fails with many options
-            failures.setdefault((r.op, r.kernel, kind), []).append(r)
+            failures.setdefault((r.op, r.kernel, _kind(r)), []).append(r)
     for (op, kernel, _), members in list(failures.items())[:FAILURES_SHOWN]:
         r = members[0]
         more = f" (and {len(members) - 1} more rows)" if len(members) > 1 else ""
         where = f"{op}/{kernel} [{r.tactic}] case {r.case} {r.dtype} {r.how}{more}"
-        out.print(f"[bold red]FAILED[/] {escape(where)}: {escape(r.reason)}")
+        out.print(f"[bold red]FAILED[/] {escape(where)}: {escape(r.reason)}", soft_wrap=True)
     if len(failures) > FAILURES_SHOWN:
         out.print(f"{len(failures) - FAILURES_SHOWN} other kinds of failure are not shown; --json has every row")
-    if any(r.how.startswith("compiled") for r in rows):
+    if any(r.language == "cuda" and r.how.startswith("compiled") for r in rows):
         out.print("CUDA kernels were compiled and verified statically (parameters, spills, shared memory), not run.")
+        out.print("To run them on this CPU, held against the reference: the same command with --device emulate")
     count = summary(rows)
     color = "red" if count["failed"] else "green"
     out.print(f"[{color}]{count['passed']} passed, {count['failed']} failed, {count['skipped']} skipped[/]")
+
+
+def _kind(row: Row) -> str:
+    """The reason without what differs from row to row: one mistake fails with many options, sizes and values."""
+    told = _OPTIONS_TOLD.sub("", row.reason)
+    return told if row.error is None else _NUMBERS.sub("#", told)
+
+
+def _share(worst: float | None) -> str:
+    """The worst error in terms of the tolerance."""
+    if worst is None:
+        return "-"
+    if not math.isfinite(worst):
+        return "not finite"
+    return f"{worst:.0%} of tolerance" if worst < 10 else f"{worst:,.0f} × tolerance"
 
 
 def _every_row(rows: Sequence[Row]) -> Table:
@@ -123,7 +159,7 @@ def _by_kernel(rows: Sequence[Row]) -> Table:
                 count["passed"],
                 count["failed"],
                 count["skipped"],
-                "-" if worst is None else f"{worst:.0%} of tolerance",
+                _share(worst),
                 "; ".join(notes),
             )
         )

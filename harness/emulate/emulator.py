@@ -7,6 +7,7 @@ order with copies that land as early as they may. Results that differ are a faul
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import tempfile
@@ -22,6 +23,7 @@ from trtforge.bindings.errors import UsageError
 from trtforge.harness.emulate.reports import KernelFault, fault
 from trtforge.harness.emulate.toolchain import SANITIZERS, Program, build
 from trtforge.harness.emulate.translate import NotEmulated
+from trtforge.harness.jobs import beyond
 from trtforge.kernels.binding import Binding
 from trtforge.kernels.compile import KERNELS, constants_of, defines_of, embedded_form, embedded_path
 from trtforge.kernels.contract import Launch
@@ -129,8 +131,10 @@ def run(
     NotEmulated for a kernel with a construct that the emulation does not have, MissingDependencyError without a
     compiler, KernelFault for what was found.
     """
-    program = program_of(kernel, binding, tactic, target, sanitize, embedded)
     launch = kernel.launch(binding, tactic, target)
+    if faults := beyond(target, math.prod(_triple(launch.block)), evaluate(launch.shared, {})):
+        raise KernelFault(f"{kernel}: {'; '.join(faults)}")
+    program = program_of(kernel, binding, tactic, target, sanitize, embedded)
     if embedded:  # clusters are an attribute of the code then, which is no matter of the emulated launch
         launch = replace(launch_of(launch, target), cluster=launch.cluster)
     shapes = {name: tuple(int(s) for s in shape) for name, shape in binding.outputs.items()}

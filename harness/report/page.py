@@ -18,6 +18,7 @@ from trtforge.harness.report import bench_tables, tables
 from trtforge.harness.report.pictures import inline
 from trtforge.harness.report.profile_group import facts_of, tables_of, timeline_table
 from trtforge.harness.report.session import Session
+from trtforge.harness.report.sources import named
 from trtforge.harness.report.tables import Table
 
 _FOLDER = Path(__file__).parent
@@ -60,6 +61,16 @@ class Section:
     title: str
     groups: list[Group] = field(default_factory=list)
     empty: str = ""
+
+    @property
+    def links(self) -> list[tuple[str, str]]:
+        """What a long part holds, op by op: the anchor and the op of its first table."""
+        found: dict[str, str] = {}
+        for table in (t for group in self.groups for t in group.tables):
+            op, colon, _ = table.title.partition(": ")
+            if colon:
+                found.setdefault(op, f"title-{table.name}")
+        return [(anchor, op.removeprefix("trtforge::")) for op, anchor in found.items()] if len(found) > 2 else []
 
 
 def render(session: Session) -> str:
@@ -116,7 +127,7 @@ def tiles(session: Session) -> list[Tile]:
 def _checks(session: Session) -> Section:
     section = Section("checks", "Checks")
     for index, checks in enumerate(session.checks):
-        group = Group(checks.source, tables.versions(checks.about))
+        group = Group(named(checks.source), tables.versions(checks.about))
         count = checks.summary
         group.notes.append(
             f"{count['passed']:,} passed, {count['failed']:,} failed, {count['skipped']:,} skipped. One count is a "
@@ -151,7 +162,7 @@ def _inspection(session: Session) -> Section:
 def _benchmarks(session: Session) -> Section:
     section = Section("benchmarks", "Benchmarks")
     for index, (source, run) in enumerate(session.runs):
-        group = Group(source, tables.versions(run.about))
+        group = Group(named(source), tables.versions(run.about))
         pictures, note = _pictures(run, index)
         group.pictures = pictures
         if note:
@@ -189,8 +200,8 @@ def _caption(name: str) -> str:
 
 def _profiles(session: Session) -> Section:
     section = Section("profiles", "Profiles")
-    for index, (source, profiles) in enumerate(session.profiles):
-        name = f"profile-{index}"
+    for index, (file, profiles) in enumerate(session.profiles):
+        name, source = f"profile-{index}", named(file)
         if any(p.tool == "nsys" for p in profiles):
             title = " ".join(part for part in (profiles[0].op, profiles[0].case) if part) or source
             facts = [("tool", "nsys"), ("from", source)]

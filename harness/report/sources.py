@@ -96,6 +96,12 @@ def hold_types(file: str | Path, record: Any) -> None:
             raise FileError(f"{file} is damaged: {one.name} of a {name} is {given!r}, which should be {one.type}")
 
 
+def named(source: str) -> str:
+    """A file as the page names it: those of a checkout from its top, which is elsewhere on every machine."""
+    path, top = Path(source).resolve(), COMMITTED.parent.parent.resolve()
+    return path.relative_to(top).as_posix() if path.is_relative_to(COMMITTED.resolve()) else source
+
+
 def committed(name: str) -> list[Path]:
     """The files of that name among the results of a checkout, such as ``check.json``; none elsewhere."""
     return sorted(COMMITTED.glob(f"*/{name}"))

@@ -103,7 +103,7 @@ def _(q, k, v, *, causal, scale):
     triton("OPNAME_triton.py", entry="OPNAME_kernel"),
     tactics=(
         {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2},
-        {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2},
+        {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2},
     ),
 )
 def _(d, t):

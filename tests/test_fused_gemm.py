@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from emulated import changed
 
 import trtforge.kernels
 from trtforge.bindings.architectures import INSPECTED, architecture
 from trtforge.bindings.disassemble import sass
-from trtforge.bindings.errors import ContractError
+from trtforge.bindings.errors import ContractError, DeclarationError
 from trtforge.bindings.nvrtc import compile_cuda
 from trtforge.graph_api import Network
 from trtforge.graph_api import functional as F
@@ -224,6 +225,16 @@ def test_sm90_machine_code(op: Op, tactic: int) -> None:
     if code.threads == 384:  # two consumer warpgroups: setmaxnreg must find what it asks for, or waits for ever
         assert mix["USETMAXREG"] == 2
         assert code.registers * code.threads >= 40 * 128 + 232 * 256
+
+
+def test_warpgroups_that_ask_for_more_registers_than_there_are_are_refused(tmp_path: Path) -> None:
+    """On a GPU the last of them would wait for ever."""
+    kernel = fused_gemm.kernel_named("sm90")
+    kernel = changed(kernel, tmp_path, "sm90_tile.cuh", "CONSUMER_REGISTERS = 232", "CONSUMER_REGISTERS = 240")
+    case = fused_gemm.cases[0]
+    binding = fused_gemm.bind_case(case, fused_gemm.dtype_combinations(case)[0])
+    with pytest.raises(DeclarationError, match=r"2 x 240 \+ 40 = 520 registers, but the 3 warpgroups have 504"):
+        compile_kernel(kernel, binding, 0, architecture("sm_90a"))
 
 
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trtforge.bindings.architectures import INSPECTED, architecture
-from trtforge.bindings.errors import ContractError
+from trtforge.bindings.errors import CompileError, ContractError
 from trtforge.harness.compare import compare, tolerance_of
 from trtforge.harness.emulate.emulator import run
 from trtforge.harness.inspection import inspect
 from trtforge.harness.oracle import parts_of
 from trtforge.kernels import Case, registry
+from trtforge.kernels.compile import compile_kernel
 from trtforge.kernels.contract import Names
 from trtforge.kernels.grouped_gemm.geometry import expert_ends, rows_of_experts, tiles_at_most
 from trtforge.kernels.grouped_gemm.op import SM90_TACTICS, grouped_gemm, scaled_grouped_gemm
@@ -220,6 +222,14 @@ def test_the_form_that_an_engine_keeps() -> None:
     inputs = problem(OFFSETS["rows of none"])
     binding = bind({}, "float16", biased=True)
     holds(inputs, run(grouped_gemm.kernel_named("sm90"), binding, 2, inputs, TARGET, embedded=True)["y"])
+
+
+def test_stores_of_single_warps_do_not_compile() -> None:
+    """They would write over the rows of the next expert."""
+    kernel = grouped_gemm.kernel_named("sm90")
+    single = replace(kernel, tactics=({**kernel.tactics[0], "WARP_STORES": 1},))
+    with pytest.raises(CompileError, match="do not stop where an expert's rows end"):
+        compile_kernel(single, bind({}), 0, TARGET)
 
 
 _INTERPRET = """

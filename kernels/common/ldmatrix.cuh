@@ -22,17 +22,6 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t row
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(row_address) : "memory");
 }
 
-// The addresses come from lanes 0..15; those of the other lanes are ignored.
-__device__ __forceinline__ void ldmatrix_x2(uint32_t (&r)[2], uint32_t row_address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(r[0]), "=r"(r[1]) : "r"(row_address) : "memory");
-}
-
-__device__ __forceinline__ void ldmatrix_x2_trans(uint32_t (&r)[2], uint32_t row_address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(r[0]), "=r"(r[1]) : "r"(row_address) : "memory");
-}
-
 // Transposes one 8x8 matrix that lies in the plain layout across the warp's registers (movmatrix, sm_75+).
 __device__ __forceinline__ uint32_t movmatrix_trans(uint32_t matrix) {
     uint32_t transposed;
@@ -44,11 +33,6 @@ __device__ __forceinline__ uint32_t movmatrix_trans(uint32_t matrix) {
 __device__ __forceinline__ void stmatrix_x4(uint32_t row_address, const uint32_t (&r)[4]) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};"
                  :: "r"(row_address), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]) : "memory");
-}
-
-__device__ __forceinline__ void stmatrix_x2(uint32_t row_address, const uint32_t (&r)[2]) {
-    asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};"
-                 :: "r"(row_address), "r"(r[0]), "r"(r[1]) : "memory");
 }
 #endif
 

@@ -27,13 +27,6 @@ struct alignas(64) tensor_map {
 };
 #endif
 
-// L2 eviction policies, as createpolicy encodes them.
-enum class l2_hint : uint64_t {
-    evict_normal = 0x1000000000000000ull,
-    evict_first = 0x12F0000000000000ull,
-    evict_last = 0x14F0000000000000ull,
-};
-
 __device__ __forceinline__ uint64_t tensor_map_address(const tensor_map* map) {
 #if TENSOR_MAPS_ON_DEVICE
     return reinterpret_cast<uint64_t>(map->descriptor);
@@ -53,6 +46,12 @@ __device__ __forceinline__ void tma_prefetch_2d(const tensor_map* map, int c0, i
                  : "memory");
 }
 
+__device__ __forceinline__ void tma_prefetch_3d(const tensor_map* map, int c0, int c1, int c2) {
+    asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(tensor_map_address(map)),
+                 "r"(c0), "r"(c1), "r"(c2)
+                 : "memory");
+}
+
 // ---- loads: global -> shared, completing on the mbarrier `bar` ---------------------------------------------------
 
 #define TMA_LOAD(DIM) "cp.async.bulk.tensor." DIM ".shared::cluster.global.tile.mbarrier::complete_tx::bytes"
@@ -63,38 +62,9 @@ __device__ __forceinline__ void tma_load_2d(uint32_t dst, const tensor_map* map,
                  : "memory");
 }
 
-__device__ __forceinline__ void tma_load_2d(uint32_t dst, const tensor_map* map, uint32_t bar, int c0, int c1,
-                                            l2_hint hint) {
-    asm volatile(TMA_LOAD("2d") ".L2::cache_hint [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(dst),
-                 "l"(tensor_map_address(map)), "r"(bar), "r"(c0), "r"(c1), "l"(static_cast<uint64_t>(hint))
-                 : "memory");
-}
-
 __device__ __forceinline__ void tma_load_3d(uint32_t dst, const tensor_map* map, uint32_t bar, int c0, int c1, int c2) {
     asm volatile(TMA_LOAD("3d") " [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(dst), "l"(tensor_map_address(map)), "r"(bar),
                  "r"(c0), "r"(c1), "r"(c2)
-                 : "memory");
-}
-
-__device__ __forceinline__ void tma_load_3d(uint32_t dst, const tensor_map* map, uint32_t bar, int c0, int c1, int c2,
-                                            l2_hint hint) {
-    asm volatile(TMA_LOAD("3d") ".L2::cache_hint [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(dst),
-                 "l"(tensor_map_address(map)), "r"(bar), "r"(c0), "r"(c1), "r"(c2), "l"(static_cast<uint64_t>(hint))
-                 : "memory");
-}
-
-__device__ __forceinline__ void tma_load_4d(uint32_t dst, const tensor_map* map, uint32_t bar, int c0, int c1, int c2,
-                                            int c3) {
-    asm volatile(TMA_LOAD("4d") " [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(dst), "l"(tensor_map_address(map)),
-                 "r"(bar), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
-                 : "memory");
-}
-
-__device__ __forceinline__ void tma_load_4d(uint32_t dst, const tensor_map* map, uint32_t bar, int c0, int c1, int c2,
-                                            int c3, l2_hint hint) {
-    asm volatile(TMA_LOAD("4d") ".L2::cache_hint [%0], [%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(dst),
-                 "l"(tensor_map_address(map)), "r"(bar), "r"(c0), "r"(c1), "r"(c2), "r"(c3),
-                 "l"(static_cast<uint64_t>(hint))
                  : "memory");
 }
 
@@ -124,12 +94,6 @@ __device__ __forceinline__ void tma_store_3d(const tensor_map* map, uint32_t src
                  : "memory");
 }
 
-__device__ __forceinline__ void tma_store_4d(const tensor_map* map, uint32_t src, int c0, int c1, int c2, int c3) {
-    asm volatile(TMA_STORE("4d") " [%0, {%2, %3, %4, %5}], [%1];" ::"l"(tensor_map_address(map)), "r"(src), "r"(c0),
-                 "r"(c1), "r"(c2), "r"(c3)
-                 : "memory");
-}
-
 #undef TMA_STORE
 
 __device__ __forceinline__ void tma_store_commit() {
@@ -148,8 +112,9 @@ __device__ __forceinline__ void tma_store_wait() {
     asm volatile("cp.async.bulk.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
-// Orders this thread's ordinary shared-memory writes before later reads by the copy engine and the tensor cores:
-// every writing thread calls it, then a barrier, then one thread issues.
+// Orders this thread's ordinary accesses to shared memory before later ones by the copy engine and the tensor cores:
+// writes before these read, and reads before copies overwrite what was read. Every thread with such accesses calls it,
+// then a barrier, then one thread issues.
 __device__ __forceinline__ void fence_proxy_async_shared() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }

@@ -15,42 +15,22 @@ constexpr int WEIGHTS = 1;
 
 struct bias_activation_residual {
     struct operands {
-#if HAS_BIAS
-        element_run bias;
-#endif
-#if HAS_RESIDUAL
-        element_run residual;
-#endif
+        added_run<HAS_BIAS> bias;
+        added_run<HAS_RESIDUAL> residual;
     };
-#if HAS_BIAS
-    const x_t* bias;
-#endif
-#if HAS_RESIDUAL
-    const x_t* residual;
-#endif
+    const x_t* bias = nullptr;
+    const x_t* residual = nullptr;
     int N;
 
     __device__ __forceinline__ operands fetch(int row, int column) const {
         operands found;
-#if HAS_BIAS
-        found.bias = element_run::load(bias + column);
-#endif
-#if HAS_RESIDUAL
-        found.residual = element_run::load(residual + static_cast<size_t>(row) * N + column);
-#endif
+        found.bias.load(bias, column);
+        found.residual.load(residual, static_cast<size_t>(row) * N + column);
         return found;
     }
 
     __device__ __forceinline__ float value(const float (&sums)[WEIGHTS][RUN], const operands& with, int i) const {
-        float sum = sums[0][i];
-#if HAS_BIAS
-        sum += with.bias.at(i);
-#endif
-        float result = activate(sum);
-#if HAS_RESIDUAL
-        result += with.residual.at(i);
-#endif
-        return result;
+        return with.residual.to(activate(with.bias.to(sums[0][i], i)), i);
     }
 };
 

@@ -18,40 +18,22 @@ constexpr int WEIGHTS = 2;
 
 struct gated_product {
     struct operands {
-#if HAS_BIAS_GATE
-        element_run gate;
-#endif
-#if HAS_BIAS_UP
-        element_run up;
-#endif
+        added_run<HAS_BIAS_GATE> gate;
+        added_run<HAS_BIAS_UP> up;
     };
-#if HAS_BIAS_GATE
-    const x_t* bias_gate;
-#endif
-#if HAS_BIAS_UP
-    const x_t* bias_up;
-#endif
+    const x_t* bias_gate = nullptr;
+    const x_t* bias_up = nullptr;
 
     __device__ __forceinline__ operands fetch(int, int column) const {
         operands found;
-#if HAS_BIAS_GATE
-        found.gate = element_run::load(bias_gate + column);
-#endif
-#if HAS_BIAS_UP
-        found.up = element_run::load(bias_up + column);
-#endif
+        found.gate.load(bias_gate, column);
+        found.up.load(bias_up, column);
         return found;
     }
 
     __device__ __forceinline__ float value(const float (&sums)[WEIGHTS][RUN], const operands& with, int i) const {
-        float gate = sums[0][i];
-        float up = sums[1][i];
-#if HAS_BIAS_GATE
-        gate += with.gate.at(i);
-#endif
-#if HAS_BIAS_UP
-        up += with.up.at(i);
-#endif
+        const float gate = with.gate.to(sums[0][i], i);
+        const float up = with.up.to(sums[1][i], i);
         return activate(gate) * up;
     }
 };

@@ -1,4 +1,5 @@
-// The epilogue of the 16-bit sm_90a products without residual: activate(sum + bias of the column).
+// The epilogue of the 16-bit sm_90a products: activate(sum + bias of the column). What it gives, store_tile adds a
+// residual to.
 //
 // Where the bias begins with the rows of an expert, `prepare` is given by what derives from this.
 #pragma once
@@ -8,6 +9,7 @@
 
 struct bias_activation {
 #if HAS_BIAS
+    static_assert(!WARP_STORES, "the warps of a consumer share its biases, so they must meet before they read them");
     const x_t* bias;
     column_biases columns;
 

@@ -42,6 +42,20 @@ struct element_run {
     }
 };
 
+// What is added to a run, or nothing where the call has no such tensor.
+template <bool PRESENT>
+struct added_run {
+    element_run run;
+
+    __device__ __forceinline__ void load(const y_t* tensor, size_t place) { run = element_run::load(tensor + place); }
+    __device__ __forceinline__ float to(float sum, int i) const { return sum + run.at(i); }
+};
+template <>
+struct added_run<false> {
+    __device__ __forceinline__ void load(const y_t*, size_t) {}
+    __device__ __forceinline__ float to(float sum, int) const { return sum; }
+};
+
 // The run of a thread in a round, counted over the tile; row and column are those of y.
 struct tile_run {
     int row, column;

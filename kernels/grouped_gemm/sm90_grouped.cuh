@@ -109,6 +109,7 @@ __device__ __forceinline__ void run_grouped_gemm(const Finish& finish, const int
                                                  int K, const forge::tensor_map* x, const forge::tensor_map* w, y_t* y,
                                                  const forge::tensor_map* y_map) {
     static_assert(WEIGHTS == 1, "one matrix of weights for an expert");
+    static_assert(!WARP_STORES, "the warps' own stores do not stop where an expert's rows end");
     const grouped_epilogue<Finish> epilogue = {finish, y, M, N, 0};
     const grouped_tiles tiles = {{offsets, experts, M, N}, y};
     const forge::tensor_map* const weights[WEIGHTS] = {w};

@@ -18,7 +18,8 @@ using namespace forge;
 
 constexpr int kGroupsPerBlock = THREADS / GROUP_THREADS;
 constexpr int kStride = GROUP_THREADS * CLUSTER;
-constexpr int kResident = (!OVERFLOW && ITEMS * (VECTOR ? 4 : 1) <= 16 ? 1536 : 1024) / THREADS;
+constexpr int kHeldRegisters = ITEMS * (VECTOR ? 4 : 1);
+constexpr int kResident = (!OVERFLOW && kHeldRegisters <= 16 ? 48 : 32) * kWarp / THREADS;
 static_assert(CLUSTER == 1 || GROUP == 0, "a cluster takes a whole row");
 
 using Reduction = RowReduction<GROUP_THREADS, THREADS, CLUSTER>;

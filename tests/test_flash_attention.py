@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from compiler import needs_compiler
 
+import trtforge.kernels
 from trtforge.bindings.architectures import architecture
 from trtforge.bindings.disassemble import sass
 from trtforge.bindings.errors import ContractError
@@ -246,6 +248,77 @@ def test_sm90_exponentials_run_beside_the_second_product(persistent: int, causal
         assert beside.count("MUFU.EX2") >= per_thread and "MUFU.EX2" not in after and "HGMMA" not in beside
 
 
+UNMEASURED = [i for i, t in enumerate(SM90_TACTICS) if len(t) > 6]  # with parameters beyond those of the first
+
+
+@pytest.mark.parametrize("index", UNMEASURED)
+def test_sm90_polynomials_and_lazy_rescaling_leave_the_schedule(index: int) -> None:
+    """Of a block without a mask at most the factors of the rescaling come after the wait for P V."""
+    tactic = SM90_TACTICS[index]
+    kernel, target = flash_attention.kernel_named("sm90"), architecture("sm_90a")
+    text = sass(compile_kernel(kernel, _bind({"D": tactic["TILE_D"]}, causal=True), index, target))
+    waits = re.findall(r"DEPBAR\.LE gsb0, 0x1(.*?)DEPBAR\.LE gsb0, 0x0(.*?)WARPGROUP\.ARRIVE", text, flags=re.DOTALL)
+    assert len(waits) == 3  # blocks with and without a mask; the first block of a further tile
+    special = tactic["BLOCK_N"] // 2 * (16 - tactic.get("EXP_FMA", 0)) // 16
+    counts = [beside.count("MUFU.EX2") for beside, _ in waits]
+    assert min(counts) >= special and all(after.count("MUFU.EX2") <= 2 for _, after in waits)
+    if tactic.get("EXP_FMA"):
+        assert min(counts) <= special + 2 and max(counts) >= tactic["BLOCK_N"] // 2  # masked blocks have no polynomials
+
+
+def _polynomial_constants() -> dict[str, np.float32]:
+    source = (Path(trtforge.kernels.__file__).parent / "common" / "exp2.cuh").read_text()
+    found = dict(re.findall(r"constexpr float (\w+) = ([\d.]+)f", source))
+    return {name: np.float32(value) for name, value in found.items()}
+
+
+def test_exp2_polynomial_is_near_enough_and_never_negative() -> None:
+    """The float32 operations of exp2.cuh over every 1,009th argument, and where it saturates."""
+    c = _polynomial_constants()
+    steps, shift = c["STEPS"], c["SHIFT"]
+    lift = c["ROUND"] - shift
+    assert lift == np.float32(98304.0 - 0.875)
+
+    def fma(a: np.ndarray, b: Any, addend: Any) -> np.ndarray:
+        return (a.astype(np.float64) * np.float64(b) + np.float64(addend)).astype(np.float32)
+
+    def exp2(t: np.ndarray) -> np.ndarray:
+        x = np.clip(np.nan_to_num(fma(t, 1 / steps, shift), nan=0.0), 0.0, 1.0).astype(np.float32)
+        r = x + lift
+        g = x - (r - lift)
+        p = fma(g, c["C3"] * steps**3, c["C2"] * steps**2)
+        p = (g.astype(np.float64) * p + np.float64(c["C1"] * steps)).astype(np.float32)
+        p = (g.astype(np.float64) * p + np.float64(c["C0"])).astype(np.float32)
+        return (p.view(np.uint32) + (r.view(np.uint32) << np.uint32(23))).view(np.float32)
+
+    bits = [np.array(v, np.float32).view(np.uint32) for v in (-1e-9, -112.0, 1e-9, 15.999)]
+    t = np.concatenate([np.arange(bits[i], bits[i + 1], 1009, np.uint32).view(np.float32) for i in (0, 2)])
+    assert len(t) > 400_000
+    assert np.abs(exp2(t) / np.exp2(t.astype(np.float64)) - 1).max() < 2**-13.5
+    outside = exp2(np.array([-np.inf, -1e30, -113.0, np.nan, 17.0, np.inf], np.float32))
+    np.testing.assert_allclose(outside, [2.0**-112] * 4 + [2.0**16] * 2, rtol=2**-13.5)
+
+
+@pytest.mark.parametrize("index", [i for i in UNMEASURED if SM90_TACTICS[i].get("HANDED_OUT")])
+@pytest.mark.parametrize(("heads", "length"), [(1, 64), (16, 1200), (128, 2048), (33, 700), (132, 384)])
+def test_sm90_tiles_handed_out_are_each_done_once(index: int, heads: int, length: int) -> None:
+    kernel, target = flash_attention.kernel_named("sm90"), architecture("sm_90a")
+    dims = {"Hq": heads, "Hkv": heads, "Sq": length, "Sk": length, "D": SM90_TACTICS[index]["TILE_D"]}
+    launch = kernel.launch(_bind(dims, causal=True), index, target)
+    section, query_blocks, walked, walkers = (int(x) for x in launch.scalars[5:9])
+    tiles = query_blocks * heads
+    done = [tile for cta in range(walkers) for tile in range(cta, walked, walkers)]
+    done += [cta - walkers + walked for cta in range(walkers, launch.grid)]
+    assert sorted(done) == list(range(tiles)) and 1 <= walkers <= target.sms
+
+    inverses, last = [int(x) for x in launch.scalars[9:13]], int(launch.scalars[13])
+    assert last == (heads - 1) // section
+    divisors = (query_blocks, section * query_blocks, section, heads - last * section)
+    for divisor, inverse in zip(divisors, inverses, strict=True):
+        for n in range(tiles):  # as in tile_order.cuh
+            assert n // divisor - ((2 * (n + 1) * inverse) >> 32) in (0, 1)
+
+
 def _causal_order(query_blocks: int, heads: int, section: int) -> list[int]:
     """Key blocks of each tile in the persistent order of tile_order.cuh."""
     order: list[int] = []
@@ -294,6 +367,48 @@ def test_sm90_persistent_blocks_walk_over_many_tiles(
         i for i, t in enumerate(SM90_TACTICS) if t["PERSISTENT"] and kernel.refusal(binding, i, target) is None
     )
     assert int(kernel.launch(binding, index, target).scalars[7]) >= 2 * sms
+    _emulate(op, case, index, sms)
+
+
+@needs_compiler
+@pytest.mark.parametrize("index", [*UNMEASURED[:4:3], *UNMEASURED[4::3]])  # for each TILE_D with the least and all
+def test_sm90_unmeasured_tactics_in_the_emulation(index: int) -> None:
+    """Blocks with and without a mask, rows that see no key, tiles walked over and handed out, sums rescaled."""
+    dims = {"B": 2, "Hq": 3, "Hkv": 1, "Sq": 300, "Sk": 400, "D": SM90_TACTICS[index]["TILE_D"]}
+    _emulate(flash_attention, Case(dims, {"causal": True, "scale": 0.5}), index, 2)
+    dims = {"B": 4, "Hq": 2, "Hkv": 1, "Sq": 70, "Sk": 300, "D": SM90_TACTICS[index]["TILE_D"] - 24}
+    with_lse = flash_attention_lse.kernel_named("sm90").tactics
+    if SM90_TACTICS[index] in with_lse:
+        _emulate(flash_attention_lse, Case(dims, optional=("k_lengths",)), with_lse.index(SM90_TACTICS[index]), 3)
+    else:
+        _emulate(flash_attention, Case(dims, optional=("k_lengths",)), index, 3)
+
+
+@needs_compiler
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_sm90_maxima_by_bits_are_the_maxima(width: int, sign: float) -> None:
+    """Scores all below or all above zero: the same bits as with maxima of floats."""
+    kernel, target = flash_attention.kernel_named("sm90"), replace(architecture("sm_90a"), sms=3)
+    tactics = {"TILE_D": width, "HANDED_OUT": 2}
+    by_floats = flash_attention.tactic_index(kernel, tactics)
+    by_bits = flash_attention.tactic_index(kernel, tactics | {"INTEGER_MAXIMUM": 1})
+    assert "INTEGER_MAXIMUM" not in kernel.tactics[by_floats]
+    case = Case({"B": 1, "Hq": 2, "Hkv": 2, "Sq": 200, "Sk": 400, "D": width}, {"scale": 0.5})
+    dtypes = dict.fromkeys("qkv", "float16")
+    inputs = flash_attention.sample_inputs(case, dtypes, 4)
+    inputs |= {"q": np.abs(inputs["q"]), "k": sign * np.abs(inputs["k"])}
+    binding = flash_attention.bind_case(case, dtypes)
+    found = [emulator.run(kernel, binding, i, inputs, target)["o"] for i in (by_floats, by_bits)]
+    np.testing.assert_array_equal(found[0].view(np.uint16), found[1].view(np.uint16))
+    expected = flash_attention.run_reference(inputs, case.attributes)["o"]
+    assert compare(found[1], expected, tolerance_of(flash_attention, "float16")).passed
+
+
+def _emulate(op: Op, case: Case, index: int, sms: int) -> None:
+    kernel, target = op.kernel_named("sm90"), replace(architecture("sm_90a"), sms=sms)
+    dtypes = op.dtype_combinations(case)[-1]
+    binding = op.bind_case(case, dtypes)
     inputs = op.sample_inputs(case, dtypes, 3)
     for b, n in enumerate(inputs.get("k_lengths", ())):
         for name in ("k", "v"):

@@ -40,7 +40,12 @@ flash_attention_sm90(const q_t* __restrict__, const q_t* __restrict__, const q_t
                      int q_heads, int kv_heads, int q_tokens, int k_tokens, q_t* __restrict__ output,
 #else
                      int heads, int q_heads, int kv_heads, int queries, int keys_in_memory, int section_heads,
-                     int query_blocks, int tiles, int tile_step, q_t* __restrict__ output,
+                     int query_blocks, int tiles, int tile_step,
+#if HOST_INVERSES
+                     int inverse_query_blocks, int inverse_section_tiles, int inverse_section_heads,
+                     int inverse_last_heads, int last_section,
+#endif
+                     q_t* __restrict__ output,
 #endif
 #if WITH_LSE
                      float* __restrict__ lse,
@@ -69,7 +74,12 @@ flash_attention_sm90(const q_t* __restrict__, const q_t* __restrict__, const q_t
     const tile_schedule schedule(tile, q_heads, kv_heads, blockIdx.x / slots, k_tokens);
 #else
     const tile_schedule schedule{heads,         q_heads,      kv_heads, queries,   keys_in_memory,
-                                 section_heads, query_blocks, tiles,    tile_step, k_lengths};
+                                 section_heads, query_blocks, tiles,    tile_step, k_lengths,
+#if HOST_INVERSES
+                                 {inverse_query_blocks, inverse_section_tiles, inverse_section_heads,
+                                  inverse_last_heads, last_section}
+#endif
+    };
 #endif
 
     const int warp = warp_index_uniform();

@@ -10,10 +10,31 @@
 // the four lanes for every block, the sum only at the end. Compile-time inputs: SCALE > 0, SOFT_CAP >= 0.
 #pragma once
 
+#include "common/exp2.cuh"
 #include "common/shared_address.cuh"
 #include "eight_bit.cuh"
 
+// How many of 16 exponentials of a row run as polynomials on the FMA pipe, in blocks without a mask.
+#ifndef EXP_FMA
+#define EXP_FMA 0
+#endif
+
+// Not 0: m stays while it is at most so many powers of two below the row's maximum, and earlier sums with it; then
+// p <= 2^LAZY_RESCALE, and most blocks rescale nothing. 0: m is the row's maximum.
+#ifndef LAZY_RESCALE
+#define LAZY_RESCALE 0
+#endif
+
+// 1: in blocks without a mask maxima are found by the bits of the scores, three at a time.
+#ifndef INTEGER_MAXIMUM
+#define INTEGER_MAXIMUM 0
+#endif
+
 namespace forge {
+
+static_assert(EXP_FMA >= 0 && EXP_FMA <= 16, "EXP_FMA counts elements of 16");
+static_assert(LAZY_RESCALE >= 0 && LAZY_RESCALE < 16, "16-bit probabilities, and exp2_polynomial, reach 2^16");
+static_assert(!EIGHT_BIT || (EXP_FMA == 0 && LAZY_RESCALE == 0), "e4m3 probabilities have no room above 2^8");
 
 constexpr float LOG2_E = 1.44269504088896340736f;
 constexpr float LN_2 = 0.69314718055994530942f;
@@ -69,27 +90,80 @@ __device__ __forceinline__ float quad_sum(float x) {
     return x + __shfl_xor_sync(ALL_LANES, x, 2);
 }
 
+__device__ __forceinline__ int quad_max(int x) {
+    x = max(x, __shfl_xor_sync(ALL_LANES, x, 1));
+    return max(x, __shfl_xor_sync(ALL_LANES, x, 2));
+}
+
 struct online_softmax {
 #if EIGHT_BIT
     float exponent_scale = 0.0f;  // from a score of codes to an exponent of two, for the tile's heads
 #else
     static constexpr float exponent_scale = EXPONENT_SCALE;
 #endif
-    float maximum[2] = {NO_MAXIMUM, NO_MAXIMUM};
+    float maximum[2] = {NO_MAXIMUM, NO_MAXIMUM};  // m; with LAZY_RESCALE what stands for it
     float sum[2] = {0.0f, 0.0f};  // of this lane's columns
 
-    // Turns a block's scores into unnormalized probabilities; rescale[h] is what earlier sums of row h shrink by.
+    // Of a row's elements, counted within the thread: EXP_FMA of 16, evenly spread.
+    static __device__ constexpr bool on_fma_pipe(int element) { return element * EXP_FMA % 16 < EXP_FMA; }
+
+    // The row's maximum so far and of a block's scores, in all four lanes that share the row.
     template <int COUNT>
-    __device__ __forceinline__ void update(float (&s)[COUNT], float (&rescale)[2]) {
+    __device__ __forceinline__ float highest_of(const float (&s)[COUNT], int row) const {
+        float highest = maximum[row];
+#pragma unroll
+        for (int i = 0; i < COUNT; i += 4) {
+            highest = fmaxf(highest, fmaxf(s[i + 2 * row], s[i + 2 * row + 1]));
+        }
+        return quad_max(highest);
+    }
+
+    // The same for both rows. As integers, numbers from 0 up are ordered as they are as floats, and every number below 0
+    // comes before them: the greatest integer is the maximum unless it is below 0, which is looked into again.
+    template <int COUNT>
+    __device__ __forceinline__ void highest_by_bits(const float (&s)[COUNT], float (&highest)[2]) const {
+        int bits[2];
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
-            float highest = maximum[row];
+            bits[row] = __float_as_int(maximum[row]);
 #pragma unroll
             for (int i = 0; i < COUNT; i += 4) {
-                highest = fmaxf(highest, fmaxf(s[i + 2 * row], s[i + 2 * row + 1]));
+                bits[row] = max(bits[row], max(__float_as_int(s[i + 2 * row]), __float_as_int(s[i + 2 * row + 1])));
             }
-            highest = quad_max(highest);
+            bits[row] = quad_max(bits[row]);
+            highest[row] = __int_as_float(bits[row]);
+        }
+        if (__any_sync(ALL_LANES, (bits[0] | bits[1]) < 0)) {
+            highest[0] = highest_of(s, 0);
+            highest[1] = highest_of(s, 1);
+        }
+    }
+
+    // Turns a block's scores into unnormalized probabilities; rescale[h] is what earlier sums of row h shrink by.
+    // MAY_HIDE: scores may be -infinity.
+    template <bool MAY_HIDE = true, int COUNT>
+    __device__ __forceinline__ void update(float (&s)[COUNT], float (&rescale)[2]) {
+#if INTEGER_MAXIMUM
+        float maxima[2];
+        if constexpr (!MAY_HIDE) {
+            highest_by_bits(s, maxima);
+        }
+#endif
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+#if INTEGER_MAXIMUM
+            float highest = MAY_HIDE ? highest_of(s, row) : maxima[row];
+#else
+            float highest = highest_of(s, row);
+#endif
+#if LAZY_RESCALE
+            const float change = (maximum[row] - highest) * exponent_scale;
+            const bool raise = change < -static_cast<float>(LAZY_RESCALE);
+            highest = raise ? highest : maximum[row];
+            rescale[row] = exp2_approximate(raise ? change : 0.0f);
+#else
             rescale[row] = exp2_approximate((maximum[row] - highest) * exponent_scale);
+#endif
             maximum[row] = highest;
             const float offset = EIGHT_BIT ? fmaf(-highest, exponent_scale, PROBABILITY_EXPONENT)
                                            : -highest * exponent_scale;
@@ -99,7 +173,11 @@ struct online_softmax {
 #pragma unroll
                 for (int e = 0; e < 2; ++e) {
                     float& value = s[i + 2 * row + e];
-                    value = exp2_approximate(fmaf(value, exponent_scale, offset));
+                    if (!MAY_HIDE && on_fma_pipe(i / 2 + e)) {
+                        value = exp2_polynomial::of(value, exponent_scale, exp2_polynomial::fold(offset));
+                    } else {
+                        value = exp2_approximate(fmaf(value, exponent_scale, offset));
+                    }
                     block_sum += value;
                 }
             }

@@ -2,20 +2,8 @@
 
 import numpy as np
 
-from trtforge.kernels import (
-    HALF,
-    Attr,
-    Cost,
-    Launch,
-    Op,
-    Tensor,
-    Tolerance,
-    cdiv,
-    maximum,
-    next_power_of_2,
-    triton,
-)
-from trtforge.kernels.flash_attention import decode, patterns, peers, prefill
+from trtforge.kernels import HALF, Attr, Cost, Op, Tensor, Tolerance
+from trtforge.kernels.flash_attention import decode, patterns, peers, prefill, triton_tiles
 from trtforge.kernels.flash_attention.cases import CASES
 
 MAX_WINDOW = 1 << 30  # leaves room for position arithmetic in 32 bits
@@ -30,6 +18,17 @@ def _sample_lengths(rng, shape, d):
         lengths[0] = 0
     return lengths
 
+
+#: Where a row sees no key, the kernels multiply a finite stand-in for its maximum, -1e30, by the scale.
+LARGEST_SCALE = 2.0**20
+
+#: What every form of attention asks for.
+RULES = [
+    (lambda d: d.Hq % d.Hkv == 0, "Hq must be a multiple of Hkv: a key head serves a whole group of query heads"),
+    (lambda d: d.D <= 256, "D must be at most 256: one row of the output is held in registers"),
+    (lambda a: a.window != 0, "window must be -1 (off) or at least 1"),
+    (lambda a: a.scale > 0.0, "scale must be positive"),
+]
 
 flash_attention = Op(
     "trtforge::flash_attention",
@@ -61,13 +60,20 @@ A query that sees no key gives zeros. Keys and values at and past n are never us
         "causal": Attr(False, doc="hide the keys after the diagonal, which is aligned to the end of the keys"),
         "window": Attr(-1, minimum=-1, maximum=MAX_WINDOW, doc="most recent keys that stay visible; -1: all"),
         "soft_cap": Attr(0.0, minimum=0.0, doc="scores become cap * tanh(score / cap), after the scale; 0: off"),
-        "scale": Attr(lambda d: int(d.D) ** -0.5, minimum=0.0, doc="factor of the scores; D ** -0.5 by default"),
+        "scale": Attr(
+            lambda d: int(d.D) ** -0.5,
+            minimum=0.0,
+            maximum=LARGEST_SCALE,
+            doc="factor of the scores; D ** -0.5 by default",
+        ),
     },
     rules=[
-        (lambda d: d.Hq % d.Hkv == 0, "Hq must be a multiple of Hkv: a key head serves a whole group of query heads"),
-        (lambda d: d.D <= 256, "D must be at most 256: one row of the output is held in registers"),
-        (lambda a: a.window != 0, "window must be -1 (off) or at least 1"),
-        (lambda a: a.scale > 0.0, "scale must be positive"),
+        *RULES,
+        (
+            lambda d: (d.Sk * d.D < 1 << 31) & (d.Sq * d.D * (d.Hq // d.Hkv) < 1 << 31),
+            "the keys of a head, and the queries that share them, must be fewer than 2^31 elements each: their rows "
+            "are addressed with 32 bits",
+        ),
     ],
     tolerance={
         "float16": Tolerance(l2=1e-3, atol=1e-2, rtol=1e-2),
@@ -138,34 +144,7 @@ prefill.declare(flash_attention)
 
 # ---- triton ----
 
-
-TRITON_TACTICS = (
-    {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2},
-    {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2},
-    {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2},
-    {"BLOCK_M": 16, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2},
-)
-
-
-@flash_attention.kernel(
-    triton("flash_attention_triton.py"),
-    tactics=TRITON_TACTICS,
-    requires=[
-        (
-            lambda d, t, dev: (
-                (t.BLOCK_M + 2 * t.num_stages * t.BLOCK_N) * 2 * max(16, next_power_of_2(d.D)) <= dev.smem_per_block
-            ),
-            "needs more shared memory for this D than a block of this GPU has",
-        ),
-        (lambda d, t: t.BLOCK_M <= 64 or d.D <= 64, "holds 128 rows in registers only up to D = 64"),
-    ],
-)
-def _(d, t):
-    return Launch(
-        grid=cdiv(d.Sq, t.BLOCK_M) * d.B * d.Hq,
-        scalars=(d.B * d.Hq, d.Hq, d.Hkv, d.Sq, d.Sk),
-        constants={"HEAD_DIM": d.D, "BLOCK_D": maximum(16, next_power_of_2(d.D))},
-    )
+triton_tiles.declare(flash_attention, entry="flash_attention")
 
 
 # ---- decode: few queries, the keys split over a cluster ----
@@ -218,4 +197,9 @@ def _(q, k, v, k_lengths, *, causal, window, soft_cap, scale):
 
 flash_attention_lse.cost(attention_cost)
 prefill.declare(flash_attention_lse, with_lse=True)
-flash_attention_lse.heuristic(prefill.preferences)
+triton_tiles.declare(flash_attention_lse, entry="flash_attention_lse")
+
+
+@flash_attention_lse.heuristic
+def _(d, a, dev):
+    return [*prefill.preferences(d, a, dev), "triton"]

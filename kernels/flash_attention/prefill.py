@@ -17,7 +17,7 @@ SM90_SECTION_BYTES = 32 << 20  # K and V of the heads that are worked on togethe
 
 
 def _sm90_tactic(
-    tile_d: int, consumers: int, block_n: int, stages: int, pingpong: int, persistent: int
+    tile_d: int, consumers: int, block_n: int, stages: int, pingpong: int, persistent: int, **more: int
 ) -> dict[str, int]:
     return {
         "TILE_D": tile_d,
@@ -26,10 +26,14 @@ def _sm90_tactic(
         "STAGES": stages,
         "PINGPONG": pingpong,
         "PERSISTENT": persistent,
+        **more,
     }
 
 
 # TILE_D: D rounded up to 64. BLOCK_N and STAGES are what registers and shared memory leave room for.
+# PREFETCH_Q, HOST_INVERSES, HANDED_OUT (sm90_config.cuh), INTEGER_MAXIMUM, EXP_FMA, LAZY_RESCALE (online_softmax.cuh):
+# 0 where they are not named. What names them is predicted in docs/kernels/flash_attention_prefill.md (section 4), not
+# measured yet.
 SM90_TACTICS = (
     _sm90_tactic(64, 3, 128, 2, pingpong=1, persistent=0),
     _sm90_tactic(64, 2, 176, 3, pingpong=1, persistent=0),
@@ -43,6 +47,16 @@ SM90_TACTICS = (
     _sm90_tactic(128, 2, 128, 3, pingpong=1, persistent=1),
     _sm90_tactic(192, 2, 96, 2, pingpong=1, persistent=1),
     _sm90_tactic(256, 2, 80, 2, pingpong=1, persistent=1),
+    *(
+        _sm90_tactic(tile_d, consumers, 128, 3, pingpong=1, persistent=1, PREFETCH_Q=1, HOST_INVERSES=1, **more)
+        for tile_d, consumers, last in ((64, 3, {"EXP_FMA": 2}), (128, 2, {"LAZY_RESCALE": 8}))
+        for more in (
+            {},
+            {"HANDED_OUT": 2},
+            {"HANDED_OUT": 2, "INTEGER_MAXIMUM": 1},
+            {"HANDED_OUT": 2, "INTEGER_MAXIMUM": 1, **last},
+        )
+    ),
 )
 
 SM90_REQUIRES: list[tuple[Callable[..., Any], str]] = [
@@ -122,20 +136,26 @@ def mma_shared_bytes(d, t):
 
 def declare(op: Op, with_lse: bool = False) -> None:
     """Give the op both kernels. ``with_lse``: the op's second output is the log-sum-exp of each query."""
+    # With a log-sum-exp the 128 registers of three consumer warpgroups do not hold what the later tactics add.
+    tactics = tuple(t for t in SM90_TACTICS if not (with_lse and t["TILE_D"] == 64 and "PREFETCH_Q" in t))
 
     @op.kernel(
         cuda("flash_attention_sm90.cu"),
         name="sm90",
         arch=("sm_90a",),
-        tactics=SM90_TACTICS,
+        tactics=tactics,
         requires=SM90_REQUIRES,
     )
     def _(d, t, dev):
         rows = t.CONSUMERS * SM90_ROWS
         heads = d.B * d.Hq
         query_blocks = cdiv(d.Sq, rows)
-        tiles = query_blocks * heads
-        grid = minimum(tiles, dev.sms) if t.PERSISTENT else tiles
+        tiles = walked = query_blocks * heads
+        grid = walkers = minimum(tiles, dev.sms) if t.PERSISTENT else tiles
+        if t.get("HANDED_OUT"):
+            walked = minimum(maximum(tiles // dev.sms + 1 - t.HANDED_OUT, 1) * dev.sms, tiles)
+            walkers = minimum(walked, dev.sms)
+            grid = walkers + (tiles - walked)
         q_shape, kv_shape = (d.D, d.Sq, heads), (d.D, d.Sk, d.B * d.Hkv)
         q_map = TensorMap("q", shape=q_shape, box=(SM90_CHUNK, SM90_ROWS, 1), swizzle=128)
         k_map, v_map = (TensorMap(x, shape=kv_shape, box=(SM90_CHUNK, t.BLOCK_N, 1), swizzle=128) for x in "kv")
@@ -143,11 +163,16 @@ def declare(op: Op, with_lse: bool = False) -> None:
         # Heads of a section of the causal order (tile_order.cuh); persistent blocks need two sections at least.
         section = minimum(maximum(1, SM90_SECTION_BYTES // (4 * d.Sk * d.D)) * (d.Hq // d.Hkv), heads)
         section = minimum(section, cdiv(heads, 2)) if t.PERSISTENT else section
+        inverses: tuple[Any, ...] = ()
+        if t.get("HOST_INVERSES"):
+            last_section = cdiv(heads, section) - 1
+            divisors = (query_blocks, section * query_blocks, section, heads - last_section * section)
+            inverses = (*((2**31 - 1) // divisor for divisor in divisors), last_section)
         return Launch(
             grid=grid,
             block=(t.CONSUMERS + 1) * 128,
             shared=sm90_shared_bytes(t),
-            scalars=(heads, d.Hq, d.Hkv, d.Sq, d.Sk, section, query_blocks, tiles, grid),
+            scalars=(heads, d.Hq, d.Hkv, d.Sq, d.Sk, section, query_blocks, walked, walkers, *inverses),
             constants={"HEAD_DIM": d.D, "WITH_LSE": int(with_lse)},
             tensor_maps=(q_map, k_map, v_map) if t.PERSISTENT else (q_map, k_map, v_map, o_map),
         )

@@ -9,7 +9,7 @@
 //   barriers, from where it is transposed.
 //
 // From the tactic: CONSUMERS (warpgroups), BLOCK_N, STAGES, TILE_D (HEAD_DIM rounded up to 64), PINGPONG (0/1),
-// PERSISTENT (0/1).
+// PERSISTENT (0/1); of some tactics PREFETCH_Q, HOST_INVERSES, HANDED_OUT (below), and those of online_softmax.cuh.
 #pragma once
 
 #include "common/mbarrier.cuh"
@@ -17,6 +17,23 @@
 #include "common/warpgroup.cuh"
 #include "common/wgmma.cuh"
 #include "eight_bit.cuh"
+
+// 1: a persistent CTA's producer fetches the next tile's Q into L2 while this tile's blocks are multiplied. Its load can
+// begin only when Q's buffer is free, at the end of this tile; each row of Q is read once, so it would come from memory.
+#ifndef PREFETCH_Q
+#define PREFETCH_Q 0
+#endif
+
+// 1: the host passes what saves the divisions in the order of tiles (tile_order.cuh), which no product hides.
+#ifndef HOST_INVERSES
+#define HOST_INVERSES 0
+#endif
+
+// Not 0: the walk of the persistent CTAs stops before the last HANDED_OUT rounds (the broken one counts). Each of the
+// tiles left has a CTA of its own, which the hardware starts wherever a walk has ended.
+#ifndef HANDED_OUT
+#define HANDED_OUT 0
+#endif
 
 namespace forge {
 
@@ -58,6 +75,7 @@ static_assert(CONSUMERS == 2 || CONSUMERS == 3, "two or three consumer warpgroup
 static_assert(TILE_D % 64 == 0 && TILE_D >= HEAD_DIM && TILE_D <= 256, "TILE_D is HEAD_DIM rounded up to 64");
 static_assert(HEAD_DIM * ELEMENT_BYTES % 16 == 0, "tensor maps need row pitches that are multiples of 16 bytes");
 static_assert(!SUM_BY_BLOCK || (EIGHT_BIT && !PERSISTENT), "a change of tiles adds no block to the sums");
+static_assert(PERSISTENT || (PREFETCH_Q == 0 && HANDED_OUT == 0), "a CTA has no further tile");
 static_assert(STAGES >= 2, "the loop holds one K and one V tile while it waits for the next");
 static_assert(BLOCK_N % K_STEP == 0 && BLOCK_N <= 256, "BLOCK_N is made of k-steps, at most 256");
 

@@ -123,6 +123,10 @@ struct consumer {
 #if SUM_BY_BLOCK
         add_block();
         owe(rescale);
+#elif LAZY_RESCALE
+        if (__any_sync(ALL_LANES, rescale[0] != 1.0f || rescale[1] != 1.0f)) {
+            scale_rows(o, rescale);
+        }
 #else
         scale_rows(o, rescale);
 #endif
@@ -185,13 +189,14 @@ struct consumer {
         row_limits(visibility(item.keys, schedule.queries), query, query + 8).apply(s, block * BLOCK_N);
     }
 
-    // Scores to probabilities.
+    // Scores to probabilities. Without MAY_HIDE no block is masked.
+    template <bool MAY_HIDE>
     __device__ __forceinline__ void exponentiate(const work_item& item, int block, bool masked, float (&rescale)[2]) {
         soft_cap(s);
         if (masked) {
             mask(item, block);
         }
-        softmax.update(s, rescale);
+        softmax.update<MAY_HIDE>(s, rescale);
     }
 
     __device__ __forceinline__ void release_keys(bool last_of_tile) {
@@ -231,7 +236,7 @@ struct consumer {
         wgmma_hold(s);
         release_keys(block == item.blocks.begin);
         float rescale[2];
-        exponentiate(item, block, true, rescale);
+        exponentiate<true>(item, block, true, rescale);
         owe(rescale);
         pack_probabilities();
         clear_hidden_values_of(item, block);
@@ -266,7 +271,7 @@ struct consumer {
         issue_scores_and_output();
         release_keys(!more);
         float rescale[2];
-        exponentiate(item, block, MASKED, rescale);
+        exponentiate<MASKED>(item, block, MASKED, rescale);
         wgmma_hold(s);
         await_keys(more);
         wgmma_wait<0>();
@@ -330,7 +335,7 @@ struct consumer {
 
     // The first tile of this CTA, from `tile` on, that sees any key; the others' outputs are zeros. False: there is none.
     __device__ __forceinline__ bool next_item(work_item& item, int& tile, o_t* output, float* lse) {
-        for (; tile < schedule.tiles; tile += schedule.step) {
+        for (; schedule.is_mine(tile); tile += schedule.step) {
             item = schedule.at(tile);
             if (item.blocks.begin < item.blocks.end) {
                 return true;
@@ -358,7 +363,7 @@ struct consumer {
         softmax.log_sum_exp(sums);
         softmax = fresh;
         const bool masked = block >= item.blocks.full_end || block < item.blocks.full_begin;
-        exponentiate(item, block, masked, rescale);
+        exponentiate<true>(item, block, masked, rescale);
         wgmma_hold(s);
         await_keys(block > item.blocks.begin);
         wgmma_wait<0>();
@@ -376,7 +381,7 @@ struct consumer {
 
     // All tiles of this CTA.
     __device__ __forceinline__ void run_all(o_t* output, float* lse) {
-        int tile = blockIdx.x;
+        int tile = schedule.first_tile();
         work_item item;
         if (!next_item(item, tile, output, lse)) {
             return;

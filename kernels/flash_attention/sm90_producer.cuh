@@ -47,9 +47,19 @@ __device__ __forceinline__ void produce(const shared_layout& shared, const tile_
         }
         q_parity ^= 1;
     };
+    auto prefetch_q = [&](const work_item& item) {
+#pragma unroll 1
+        for (int warpgroup = 0; warpgroup < CONSUMERS; ++warpgroup) {
+#pragma unroll
+            for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+                tma_prefetch_3d(q_map, chunk * CHUNK_COLUMNS,
+                                item.q_row(item.first_query + warpgroup * WARPGROUP_ROWS), item.head);
+            }
+        }
+    };
     int owed_row = -1;  // of V, whose K has been loaded
     int owed_head = 0;
-    for (int tile = blockIdx.x; tile < schedule.tiles; tile += schedule.step) {
+    for (int tile = schedule.first_tile(); schedule.is_mine(tile); tile += schedule.step) {
         const work_item item = schedule.at(tile);
         for (int block = item.blocks.end - 1; block >= item.blocks.begin; --block) {
             const int row = item.k_row(block * BLOCK_N);
@@ -59,6 +69,9 @@ __device__ __forceinline__ void produce(const shared_layout& shared, const tile_
             }
             if (block == item.blocks.end - 1) {
                 load_q(item);
+                if (PREFETCH_Q && schedule.is_mine(tile + schedule.step)) {
+                    prefetch_q(schedule.at(tile + schedule.step));
+                }
             }
             owed_row = row;
             owed_head = item.kv_head;

@@ -1,5 +1,7 @@
 // Which tiles a CTA works on, and what each of them has to visit. Producer and consumers walk the same list, each for
-// itself: CTA c takes tiles c, c + grid, c + 2 grid, ... of the order in tile_order.cuh.
+// itself: CTA c takes tiles c, c + step, c + 2 step, ... of the order in tile_order.cuh, where step CTAs walk.
+//
+//   HANDED_OUT:   CTA 0 .. step-1 walk over tiles 0 .. tiles-1 ┐ CTA step: tile `tiles` │ step+1: `tiles`+1 │ ...
 //
 // VARLEN: one tile per CTA, found by all warps before their roles part (packed_sequences.cuh); the tensor maps have the
 // dimensions column, token, head.
@@ -62,6 +64,8 @@ struct tile_schedule {
         item.k_begin = tile.k_begin;
     }
 
+    __device__ __forceinline__ int first_tile() const { return blockIdx.x; }
+    __device__ __forceinline__ bool is_mine(int tile) const { return tile < tiles; }
     __device__ __forceinline__ work_item at(int) const { return item; }
     __device__ __forceinline__ online_softmax softmax_of(const work_item&) const { return online_softmax(); }
     __device__ __forceinline__ float value_scale(const work_item&) const { return 1.0f; }
@@ -74,6 +78,9 @@ struct tile_schedule {
     int heads, q_heads, kv_heads, queries, keys_in_memory;
     int section_heads, query_blocks, tiles, step;
     const int32_t* k_lengths;  // null: every sequence has all keys
+#if HOST_INVERSES
+    order_inverses inverses;
+#endif
 #if EIGHT_BIT
     head_scales scales;
 
@@ -99,8 +106,23 @@ struct tile_schedule {
     __device__ __forceinline__ float value_scale(const work_item&) const { return 1.0f; }
 #endif
 
+    __device__ __forceinline__ int first_tile() const {
+        const int cta = static_cast<int>(blockIdx.x);
+        return HANDED_OUT && cta >= step ? cta - step + tiles : cta;
+    }
+
+    // Whether a tile, the first one or `step` after one that is, belongs to this CTA.
+    __device__ __forceinline__ bool is_mine(int tile) const {
+        return tile < tiles || (HANDED_OUT && tile == first_tile());
+    }
+
     __device__ __forceinline__ work_item at(int tile) const {
+#if HOST_INVERSES
+        const tile_coordinates where =
+            tile_of<IS_CAUSAL, PERSISTENT>(tile, query_blocks, heads, section_heads, inverses);
+#else
         const tile_coordinates where = tile_of<IS_CAUSAL, PERSISTENT>(tile, query_blocks, heads, section_heads);
+#endif
         const int batch = where.head / q_heads;
         work_item item;
         item.head = where.head;

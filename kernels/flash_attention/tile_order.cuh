@@ -26,6 +26,45 @@ struct tile_coordinates {
     int head;  // batch * q_heads + query head
 };
 
+// Division of n by a number of which the host knows inverse = (2^31 - 1) / divisor, rounded down: for all n from 0 to
+// 2^31 - 2 the product is the quotient or one less. A third of the latency of a division.
+__device__ __forceinline__ int divide(int n, int divisor, int inverse, int& remainder) {
+    int quotient = static_cast<int>(__umulhi(2u * static_cast<uint32_t>(n + 1), static_cast<uint32_t>(inverse)));
+    remainder = n - quotient * divisor;
+    if (remainder >= divisor) {
+        remainder -= divisor;
+        ++quotient;
+    }
+    return quotient;
+}
+
+// Inverses for `divide`; the last section may have fewer heads.
+struct order_inverses {
+    int query_blocks, section_tiles, section_heads, last_heads;
+    int last_section;  // its number
+};
+
+// tile_of, below, without a division: beside it, since the machine code of what was measured is kept.
+template <bool LONGEST_FIRST, bool ALTERNATE>
+__device__ __forceinline__ tile_coordinates tile_of(int tile, int query_blocks, int heads, int section_heads,
+                                                    const order_inverses& inverses) {
+    tile_coordinates where;
+    if constexpr (!LONGEST_FIRST) {
+        where.head = divide(tile, query_blocks, inverses.query_blocks, where.query_block);
+    } else {
+        int within, head;
+        const int section = divide(tile, section_heads * query_blocks, inverses.section_tiles, within);
+        const bool last = section == inverses.last_section;
+        const int first_head = section * section_heads;
+        const int present_heads = last ? heads - first_head : section_heads;
+        const int nth = divide(within, present_heads, last ? inverses.last_heads : inverses.section_heads, head);
+        const bool ascending = ALTERNATE && (inverses.last_section - section) % 2 == 1;
+        where.query_block = ascending ? nth : query_blocks - 1 - nth;
+        where.head = first_head + head;
+    }
+    return where;
+}
+
 template <bool LONGEST_FIRST, bool ALTERNATE>
 __device__ __forceinline__ tile_coordinates tile_of(int tile, int query_blocks, int heads, int section_heads) {
     if constexpr (!LONGEST_FIRST) {

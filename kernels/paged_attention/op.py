@@ -5,12 +5,30 @@ from typing import Any
 import numpy as np
 
 from trtforge.bindings.dtypes import dtype
-from trtforge.kernels import HALF, Cost, Launch, Op, Tensor, cuda
-from trtforge.kernels.flash_attention import decode
-from trtforge.kernels.flash_attention.op import flash_attention, visible_keys
+from trtforge.kernels import HALF, Cost, Launch, Op, Tensor, cdiv, cuda, triton
+from trtforge.kernels.flash_attention import decode, triton_tiles
+from trtforge.kernels.flash_attention.op import RULES, flash_attention, visible_keys
+from trtforge.kernels.kv_cache import paging
+from trtforge.kernels.kv_cache.paging import EIGHT_BIT
 from trtforge.kernels.paged_attention import cases, peers
 
-EIGHT_BIT = ("float8_e4m3fn", "int8")
+# 16 rows are the least that tl.dot takes, 32 keys are for D over 128; 64 rows serve many queries, such as a piece of a
+# long prompt.
+TRITON_TACTICS = (
+    {"BLOCK_M": 16, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
+    {"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 3},
+    {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 3},
+)
+# Without maxnreg ptxas spills single registers to reach an occupancy.
+TRITON_TACTICS_8BIT = tuple({**t, "maxnreg": 248} for t in TRITON_TACTICS)
+
+
+def triton_shared_bytes(d: Any, t: Any, element_bytes: int) -> Any:
+    """Queries, probabilities, tiles of K and V: num_stages at most (one less where mma.sync reads 16 rows)."""
+    tiles = t.num_stages - (t.BLOCK_M == 16)
+    tile = t.BLOCK_N * triton_tiles.width(d) * element_bytes
+    return t.BLOCK_M * 2 * (triton_tiles.width(d) + t.BLOCK_N) + 2 * tiles * tile
+
 
 _DOC = """Attention of a few queries per sequence over keys and values in pages (Kwon et al. 2023, arXiv:2309.06180).
 
@@ -29,14 +47,9 @@ with float32 sums (rows of q are scaled by powers of two first, so that bfloat16
 as 480."""
 
 
-def _capacity(d: Any, has: Any) -> Any:
-    """Keys that the pages of one sequence hold."""
-    return d.page_size * (d.max_pages if has.block_table else 1)
-
-
 def _sample_lengths(rng: Any, shape: Any, d: Any, has: Any) -> np.ndarray:
     """Lengths from 0 to what the pages hold; the last sequence is full, and of three or more the first is empty."""
-    capacity = int(_capacity(d, has))
+    capacity = int(paging.capacity(d, has))
     lengths = rng.integers(1, capacity + 1, shape)
     lengths[-1] = capacity
     if shape[0] > 2:
@@ -87,7 +100,7 @@ def _attention(
 
 def _cost(d: Any, a: Any, dt: Any, has: Any) -> Cost:
     """Two products per visible (query, key) pair; lengths are data, so all keys count, but no page of nobody's."""
-    keys = int(_capacity(d, has))
+    keys = int(paging.capacity(d, has))
     first, end = visible_keys(d.Sq, keys, keys, a.causal, a.window)
     pairs = int(np.maximum(end - first, 0).sum())
     read = int(max(0, end.max() - first.min()))
@@ -124,28 +137,24 @@ def _declare(name: str, doc: str, cache_dtype: Any, scales: dict[str, Tensor], d
                 sample=_sample_lengths,
                 doc="valid keys of each sequence, 0 to what its pages hold (values outside are clamped)",
             ),
-            "block_table": Tensor(
-                "B",
-                "max_pages",
-                dtype="int32",
-                optional=True,
-                sample=_sample_table,
-                doc="pages of each sequence; absent: page b is sequence b",
-            ),
+            "block_table": paging.block_table(_sample_table),
         },
         outputs={"o": Tensor("B", "Hq", "Sq", "D", dtype="q", doc="attention output")},
         attributes=flash_attention.attributes,
         rules=[
-            *flash_attention.rules,
+            *RULES,
+            (lambda d, has: paging.capacity(d, has) < 1 << 31, "a sequence must have fewer than 2^31 rows"),
+            (
+                lambda d: (d.page_size * d.D < 1 << 31) & (d.Sq * d.D * (d.Hq // d.Hkv) < 1 << 31),
+                "a page of a head, and the queries that share a key head, must be fewer than 2^31 elements each: their "
+                "rows are addressed with 32 bits",
+            ),
             (lambda d: d.D % 8 == 0, "D must be a multiple of 8: rows are copied 8 or 16 bytes at a time; pad it"),
             (
                 lambda d, has: not has.block_table or d.page_size % decode.TILE_KEYS == 0,
                 "page_size must be a multiple of 16: 16 keys are read at a time and must lie in one page",
             ),
-            (
-                lambda d, has: has.block_table or d.pages == d.B,
-                "without block_table, page b is sequence b: pages must equal B, or pass a block_table",
-            ),
+            paging.CONTIGUOUS,
         ],
         tolerance=flash_attention.tolerance,
         cases=declared_cases,
@@ -169,9 +178,41 @@ def _declare(name: str, doc: str, cache_dtype: Any, scales: dict[str, Tensor], d
             constants={"HEAD_DIM": d.D, "HAS_SCALES": int(bool(scales))},
         )
 
+    widest = 64 if scales else 128  # D of 64 rows
+
+    @op.kernel(
+        triton("paged_attention_triton.py", entry=name.split("::")[1]),
+        tactics=TRITON_TACTICS_8BIT if scales else TRITON_TACTICS,
+        requires=[
+            (
+                lambda dt, dev: dt.k_cache != "float8_e4m3fn" or dev.cc >= 89,
+                "reads e4m3, which Triton has from sm_89 on",
+            ),
+            (
+                lambda d, t, dt, dev: triton_shared_bytes(d, t, dtype(dt.k_cache).itemsize) <= dev.smem_per_block,
+                triton_tiles.NEEDS_SHARED,
+            ),
+            (lambda d, t: t.BLOCK_M + t.BLOCK_N > 48 or d.D > 128, "has tiles of 64 keys for this D"),
+            (
+                lambda d, t: t.BLOCK_M == 16 or int(d.D) <= widest,
+                f"holds 64 rows in registers only up to D = {widest}",
+            ),
+            (
+                lambda d, t: t.BLOCK_N == 32 or d.D <= 128 or not scales,
+                "holds 64 keys of 8 bits in registers only up to D = 128",
+            ),
+        ],
+    )
+    def _(d: Any, t: Any, has: Any) -> Launch:
+        return Launch(
+            grid=cdiv(d.Sq * (d.Hq // d.Hkv), t.BLOCK_M) * d.B * d.Hkv,
+            scalars=(d.Hq, d.Hkv, d.Sq, d.pages, d.page_size, d.max_pages if has.block_table else 1),
+            constants=triton_tiles.widths(d),
+        )
+
     @op.heuristic
     def _(d: Any, has: Any, dev: Any) -> list[Any]:
-        return [("decode", t) for t in decode.preferences(tactics, d, dev, _capacity(d, has))]
+        return [*(("decode", t) for t in decode.preferences(tactics, d, dev, paging.capacity(d, has))), "triton"]
 
     op.cost(_cost)
     return op

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from trtforge.kernels import HALF, Cost, Launch, Op, Tensor, TensorMap, cuda
-from trtforge.kernels.flash_attention import prefill
-from trtforge.kernels.flash_attention.op import attention_and_log_sum_exp, flash_attention, visible_keys
+from trtforge.kernels import HALF, Cost, Launch, Op, Tensor, TensorMap, cuda, triton
+from trtforge.kernels.flash_attention import prefill, triton_tiles
+from trtforge.kernels.flash_attention.op import RULES, attention_and_log_sum_exp, flash_attention, visible_keys
 from trtforge.kernels.varlen_attention import peers
 from trtforge.kernels.varlen_attention.cases import CASES, k_offsets, q_offsets
 
@@ -44,7 +44,11 @@ outside of the tensors is read or written whatever they hold, but where they des
     outputs={"o": Tensor("Tq", "Hq", "D", dtype="q", doc="attention output")},
     attributes=flash_attention.attributes,
     rules=[
-        *flash_attention.rules,
+        *RULES,
+        (
+            lambda d: (d.Tk < 1 << 31) & (d.Tq * (d.Hq // d.Hkv) < 1 << 31),
+            "Tk, and Tq times the query heads of a key head, must be below 2^31: rows are counted in 32 bits",
+        ),
         (lambda d: d.offsets >= 2, "one sequence has two offsets, 0 and its length: pass at least two"),
     ],
     tolerance=flash_attention.tolerance,
@@ -147,15 +151,43 @@ def _(d, t):
     )
 
 
+# Those of flash_attention. With tiles of 16 queries a third stage, without which ptxas spills a register at D 64; for D
+# over 128 twice the warps, since a thread also keeps where its keys are.
+TRITON_TACTICS = (
+    *triton_tiles.TACTICS[:3],
+    {**triton_tiles.TACTICS[3], "num_stages": 3},
+    {**triton_tiles.TACTICS[0], "num_warps": 8},
+)
+
+
+@flash_attention_varlen.kernel(
+    triton("flash_attention_varlen_triton.py", entry="flash_attention_varlen"),
+    tactics=TRITON_TACTICS,
+    requires=[
+        *triton_tiles.REQUIRES,
+        (
+            lambda d, t: t.BLOCK_M != 64 or (t.BLOCK_N // t.num_warps <= 4) == (int(d.D) > 128),
+            "holds 64 rows in registers with 4 keys to a warp for D over 128, and with 8 up to 128",
+        ),
+    ],
+)
+def _(d, t):
+    return Launch(
+        grid=_slots(d.Tq, t.BLOCK_M, d.offsets) * d.Hq,
+        scalars=(d.offsets - 1, d.Hq, d.Hkv, d.Tq, d.Tk),
+        constants=triton_tiles.widths(d),
+    )
+
+
 @flash_attention_varlen.heuristic
 def _(d, a, dev):
-    """sm90 where it serves and sequences are not very short, else mma."""
+    """sm90 where it serves and sequences are not very short, else mma; Triton is measured nowhere and comes last."""
     order: list[object] = []
     sequences = d.offsets - 1
     if dev.cc == 90 and d.Tq >= MEAN_QUERIES_FOR_SM90 * sequences and d.D % 8 == 0:
         order += [("sm90", form) for form in prefill.sm90_forms(d, 0)]
         order.append("sm90")
-    return order + prefill.mma_preferences(d, d.Tq // sequences * (d.Hq // d.Hkv))
+    return [*order, *prefill.mma_preferences(d, d.Tq // sequences * (d.Hq // d.Hkv)), "triton"]
 
 
 peers.declare(flash_attention_varlen)

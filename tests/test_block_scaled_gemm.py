@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
+from compiler import needs_compiler
 
 from trtforge.bindings.architectures import architecture
+from trtforge.bindings.disassemble import sass
 from trtforge.bindings.errors import ContractError
+from trtforge.harness.compare import compare, tolerance_of
+from trtforge.harness.emulate.emulator import run
 from trtforge.kernels import Case, registry
 from trtforge.kernels.compile import compile_kernel
 
@@ -75,10 +82,37 @@ def test_fp8_needs_ada_or_later_and_says_so() -> None:
         OP.choose(binding(64, 64, 64), architecture("sm_80"))
 
 
-def test_a_tile_and_the_partial_sums_of_half_of_it_fit_the_registers() -> None:
+WIDE = [i for i, t in enumerate(OP.kernel_named("sm90").tactics) if t["BLOCK_N"] == 256]
+QUARTERS = [i for i in WIDE if OP.kernel_named("sm90").tactics[i].get("QUARTERS")]
+
+
+@pytest.mark.parametrize("index", WIDE)
+def test_a_tile_and_the_partial_sums_of_half_of_it_fit_the_registers(index: int) -> None:
     """128 sums and 64 partial ones a thread: nothing is spilled, and no product waits for another."""
     kernel = OP.kernel_named("sm90")
-    index = next(i for i, t in enumerate(kernel.tactics) if t["BLOCK_N"] == 256)
     resources = compile_kernel(kernel, binding(4096, 4096, 4096), index, architecture("sm_90a")).resources
     assert resources.spill_stores == resources.spill_loads == 0
     assert not resources.warnings
+
+
+@pytest.mark.parametrize("index", QUARTERS)
+def test_quarters_are_promoted_while_the_next_one_is_multiplied(index: int) -> None:
+    """In machine code: 32 multiply-adds between a wait for all quarters but one and the start of the next."""
+    binary = compile_kernel(OP.kernel_named("sm90"), binding(4096, 4096, 4096), index, architecture("sm_90a"))
+    names = ["QGMMA.64x64x32", "WARPGROUP.DEPBAR.LE gsb0, 0x1", "WARPGROUP.DEPBAR.LE gsb0, 0x0", "FFMA"]
+    order = [next((i for i, name in enumerate(names) if name in line), None) for line in sass(binary).splitlines()]
+    steps = "".join("mw0f"[step] for step in order if step is not None)
+    assert re.search(r"m{8}(wf{28,}m{4}){2}wf{28,}0", steps), steps
+
+
+@needs_compiler
+@pytest.mark.parametrize("index", QUARTERS)
+def test_quarters_multiply_like_the_reference(index: int) -> None:
+    """More blocks than the ring has stages, the last of them not whole, and tiles beyond the last row and column."""
+    case = Case({"M": 150, "N": 264, "K": 784}, {"activation": "relu"}, ("bias",))
+    dtypes = OP.dtype_combinations(case)[0]
+    inputs = OP.sample_inputs(case, dtypes, seed=3)
+    gpu = replace(architecture("sm_90a"), sms=2)
+    found = run(OP.kernel_named("sm90"), OP.bind_case(case, dtypes), index, inputs, gpu)["y"]
+    held = compare(found, OP.run_reference(inputs, {"activation": "relu"})["y"], tolerance_of(OP, "bfloat16"))
+    assert held.passed, held.reason

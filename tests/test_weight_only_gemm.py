@@ -19,9 +19,11 @@ from trtforge.harness.compare import compare, tolerance_of
 from trtforge.harness.emulate.emulator import run
 from trtforge.kernels import Case, registry
 from trtforge.kernels.compile import compile_kernel
-from trtforge.kernels.op import Op
+from trtforge.kernels.dims import evaluate
+from trtforge.kernels.op import Choice, Op
 
 BFLOAT16 = ml_dtypes.bfloat16
+SM90A = architecture("sm_90a")
 BITS = (8, 4)
 
 
@@ -94,6 +96,19 @@ def test_groups_are_whole() -> None:
 
 
 KERNELS = ("cuda", "stream", "wgmma")
+#: Of every kernel and of each structure of its own: what a tactic has, and the weight rows of a block without limits.
+FORMS = {
+    "cuda": ("cuda", {"COLUMN_TILES": 2}, 1),
+    "stream": ("stream", {"COLUMN_TILES": 2, "SPLITS": 2}, 1),
+    "wgmma": ("wgmma", {"COLUMNS": 32, "SPLITS": 2}, 1),
+    "whole slots": ("stream_wide", {"COLUMN_TILES": 2, "SPLITS": 2}, 16),
+    "whole slots, 8 rows": ("stream_wide", {"COLUMN_TILES": 1, "PARTS": 4}, 16),
+    "two in flight": ("wgmma", {"COLUMNS": 64, "SPLITS": 2, "IN_FLIGHT": 2}, 256),
+}
+
+
+def tactic_of(kernel: Any, wanted: dict[str, int]) -> int:
+    return next(i for i, t in enumerate(kernel.tactics) if all(t.get(k) == v for k, v in wanted.items()))
 
 
 def emulated(
@@ -108,35 +123,36 @@ def emulated(
 
 @needs_compiler
 @pytest.mark.parametrize("bits, zeros", [(8, False), (4, False), (4, True)])
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype, kind", [("float16", np.float16), ("bfloat16", BFLOAT16)])
 def test_every_code_is_widened_exactly_and_meets_its_x(
-    bits: int, zeros: bool, kernel: str, dtype: str, kind: Any
+    bits: int, zeros: bool, form: str, dtype: str, kind: Any
 ) -> None:
     """x is a row of the identity: y is one weight, all of its bits, for every position along K."""
-    depth = 512
+    kernel, wanted, block = FORMS[form]
+    count, depth = max(20, 2 * block) // block * block, 512
+    found = op_of(bits).kernel_named(kernel)
+    if zeros and (kernel == "cuda" or (wanted.get("COLUMN_TILES") == 2 and block > 1)):
+        pytest.skip("takes codes without zero points")
     code = np.arange(depth) - 128 if bits == 8 else np.arange(depth) % 16 - 8
-    codes = np.stack([np.roll(code, 7 * n) for n in range(20)])
+    codes = np.stack([np.roll(code, 7 * n) for n in range(count)])
     if bits == 8:
         codes = (codes + 128) % 256 - 128
-        stored, scale = codes.astype(np.int8), np.ones(20, np.float32)
+        stored, scale = codes.astype(np.int8), np.ones(count, np.float32)
     else:
         nibbles = codes.astype(np.uint8) & 15
         stored = nibbles[:, 0::2] | nibbles[:, 1::2] << 4
-        scale = np.ones((20, depth // 128), np.float32)
+        scale = np.ones((count, depth // 128), np.float32)
     rows = np.array([0, 1, 2, 3, 5, 8, 63, 64, 127, 128, 129, 250, 255, 256, 300, 511])
     x = np.zeros((len(rows), depth), kind)
     x[np.arange(len(rows)), rows] = 1
     inputs = {"x": x, "w": stored, "scale": scale}
     expected = codes[:, rows].T
-    if zeros and kernel == "cuda":
-        pytest.skip("takes codes without zero points")
     if zeros:
-        inputs["zero"] = np.arange(20 * (depth // 128), dtype=np.int8).reshape(20, -1) % 16 - 8
+        inputs["zero"] = (np.arange(count * (depth // 128)).reshape(count, -1) % 16 - 8).astype(np.int8)
         expected = expected - inputs["zero"][:, rows // 128].T
-    table = op_of(bits).kernel_named(kernel).tactics
-    tactic = next(i for i, t in enumerate(table) if t.get("COLUMN_TILES", 2) == 2 and t.get("SPLITS", 2) % 2 == 0)
-    y = emulated(bits, kernel, inputs, tactic, {"M": len(rows), "N": 20, "K": depth}, dtype)
+    tactic = tactic_of(found, wanted)
+    y = emulated(bits, kernel, inputs, tactic, {"M": len(rows), "N": count, "K": depth}, dtype)
     np.testing.assert_array_equal(y.astype(np.float32), expected)
 
 
@@ -157,11 +173,86 @@ def test_random_shapes_and_tactics_against_the_reference(seed: int) -> None:
     inputs = {"x": x, "w": stored, "scale": scale}
     if bits == 4 and kernel != "cuda":
         inputs["zero"] = rng.integers(-8, 8, scale.shape).astype(np.int8)
-    tactic = int(rng.integers(len(op.kernel_named(kernel).tactics)))
+    tactic = int(rng.integers(sum(not t.get("IN_FLIGHT") for t in op.kernel_named(kernel).tactics)))
     expected = op.run_reference(inputs, {})["y"]
     found = emulated(bits, kernel, inputs, tactic, dims, "float16")
     held = compare(found, expected, tolerance_of(op, "float16"))
     assert held.passed, f"{dims} {kernel} tactic {tactic}: {held.reason}"
+
+
+@needs_compiler
+@pytest.mark.parametrize("seed", range(8))
+def test_random_whole_shapes_against_the_reference(seed: int) -> None:
+    """Of kernels without limits in their loops: several tiles for a cluster, warps without a slot, unequal parts."""
+    rng = np.random.default_rng(40 + seed)
+    bits, kernel = BITS[seed % 2], ("stream_wide", "wgmma")[seed // 4]
+    op, found = op_of(bits), op_of(bits).kernel_named(kernel)
+    tactics = [i for i, t in enumerate(found.tactics) if kernel == "stream_wide" or t.get("IN_FLIGHT")]
+    tactic = tactics[int(rng.integers(len(tactics)))]
+    step, block = (1024 // bits * 2, 16) if kernel == "stream_wide" else (1024 // bits, 256)
+    dims = {
+        "M": int(rng.integers(1, 20 if kernel == "stream_wide" else 80)),
+        "N": block * int(rng.integers(1, 9 if kernel == "stream_wide" else 3)),
+        "K": step * int(rng.integers(1, 9)),
+    }
+    x = rng.standard_normal((dims["M"], dims["K"])).astype(np.float16)
+    stored, scale = quantized(rng.standard_normal((dims["N"], dims["K"]), dtype=np.float32), bits)
+    inputs = {"x": x, "w": stored, "scale": scale, "bias": rng.standard_normal(dims["N"]).astype(np.float16)}
+    expected = op.run_reference(inputs, {})["y"]
+    held = compare(emulated(bits, kernel, inputs, tactic, dims, "float16"), expected, tolerance_of(op, "float16"))
+    assert held.passed, f"{dims} {kernel} tactic {tactic}: {held.reason}"
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_no_tactic_without_limits_spills_or_waits_product_by_product(bits: int) -> None:
+    op = op_of(bits)
+    case = Case({"M": 64, "N": 8192, "K": 8192}, {"activation": "gelu_erf"}, ("bias",), dtypes={"x": "bfloat16"})
+    binding = op.bind_case(case, op.dtype_combinations(case)[0])
+    for name, wanted in (("stream_wide", {}), ("wgmma", {"IN_FLIGHT": 2})):
+        kernel = op.kernel_named(name)
+        for index, tactic in enumerate(kernel.tactics):
+            if any(tactic.get(k) != v for k, v in wanted.items()) or kernel.refusal(binding, index, SM90A):
+                continue
+            resources = compile_kernel(kernel, binding, index, SM90A).resources
+            assert resources.spill_stores == resources.spill_loads == 0, kernel.tactic_label(index)
+            assert not resources.warnings, kernel.tactic_label(index)
+
+
+def test_kernels_without_limits_refuse_what_is_not_whole() -> None:
+    op = op_of(4)
+
+    def refusals(n: int, k: int, kernel: str, wanted: dict[str, int], optional: tuple[str, ...] = ()) -> str:
+        case = Case({"M": 4, "N": n, "K": k}, {}, optional)
+        found = op.kernel_named(kernel)
+        return found.refusal(op.bind_case(case, op.dtype_combinations(case)[0]), tactic_of(found, wanted), SM90A) or ""
+
+    wide = {"COLUMN_TILES": 1, "PARTS": 4}
+    assert refusals(64, 1024, "stream_wide", wide) == ""
+    assert "N must be a multiple of 16" in refusals(72, 1024, "stream_wide", wide)
+    assert "whole slots" in refusals(64, 1152, "stream_wide", wide)
+    assert "K must be smaller" in refusals(64, 16384, "stream_wide", wide)
+    assert "zero points" in refusals(64, 1024, "stream_wide", {"COLUMN_TILES": 1, "PARTS": 2}, ("zero",))
+    assert "N must be a multiple of 256" in refusals(128, 1024, "wgmma", {"IN_FLIGHT": 2})
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("rows", [1, 4, 8, 9, 16])
+def test_weights_of_a_large_layer_are_read_in_one_wave(bits: int, rows: int) -> None:
+    """28672 x 8192, the largest benchmark: the sums of all tiles of a cluster fit beside its ring."""
+    op = op_of(bits)
+    case = Case({"M": rows, "N": 28672, "K": 8192}, dtypes={"x": "bfloat16"})
+    binding = op.bind_case(case, op.dtype_combinations(case)[0])
+    device = architecture("sm_90a")
+    chosen = [op.choose(binding, device)]
+    wide = op.kernel_named("stream_wide")
+    chosen += [Choice(wide, i) for i in range(len(wide.tactics)) if wide.refusal(binding, i, device) is None]
+    assert len(chosen) > 1
+    for choice in chosen:
+        splits = choice.kernel.tactics[choice.tactic]["SPLITS"]
+        columns = 8 * choice.kernel.tactics[choice.tactic]["COLUMN_TILES"]
+        x, y = (evaluate(size, {}) for size in choice.kernel.launch(binding, choice.tactic, device).grid)
+        assert x == device.sms // splits * splits, choice.kernel.tactic_label(choice.tactic)
+        assert y == -(-rows // columns)
 
 
 @pytest.mark.parametrize("bits", BITS)

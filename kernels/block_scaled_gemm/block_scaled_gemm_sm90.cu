@@ -17,8 +17,10 @@
 // With IN_ORDER the consumers issue their halves in turns (left 0, left 1, right 0, right 1, ..): queued side by side,
 // the tensor cores may take instructions from both, and then both would promote at the same time.
 //
+// With QUARTERS the main loop is another, see quarters.cuh.
+//
 // Compile-time: x_t, y_t, ACTIVATION, HAS_BIAS; tactic BLOCK_M, BLOCK_N (128 or 256), STAGES, CLUSTER_M, GROUP_M,
-// PINGPONG = 0, IN_ORDER (0 where absent); SHARED_BYTES.
+// PINGPONG = 0, IN_ORDER, QUARTERS (0 where absent); SHARED_BYTES.
 // Needs K % 16 == 0 and N % 8 == 0 (TMA) and 16-byte aligned pointers.
 
 constexpr int WEIGHTS = 1;
@@ -34,6 +36,9 @@ constexpr int QUARTET = 4;                 // blocks of K whose scales the lanes
 
 #ifndef IN_ORDER
 #define IN_ORDER 0
+#endif
+#ifndef QUARTERS
+#define QUARTERS 0
 #endif
 
 static_assert(BLOCK_K == SCALE_BLOCK && BLOCK_N % SCALE_BLOCK == 0, "a stage is a block of K, a half a block of columns");
@@ -135,9 +140,16 @@ struct block_scaled_activation {
     }
 };
 
+#if QUARTERS
+#include "quarters.cuh"
+#endif
+
 // acc = the scaled sums, for rows 64 * slice .. of the tile. k_blocks is the number of blocks of K.
 __device__ __forceinline__ void multiply(block_scaled_activation& scaling, float (&acc)[ACCUMULATORS],
                                          const shared_plan& shared, ring& position, int k_blocks, int slice) {
+#if QUARTERS
+    multiply_in_quarters(scaling, acc, shared, position, k_blocks, slice);
+#else
 #pragma unroll
     for (int i = 0; i < ACCUMULATORS; ++i) acc[i] = 0.0f;
     float partial[PARTIALS];
@@ -173,6 +185,7 @@ __device__ __forceinline__ void multiply(block_scaled_activation& scaling, float
         }
         position.advance();
     }
+#endif
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)

@@ -100,6 +100,8 @@ SM90_TACTICS = (
     sm90_tile(128, 128, stages=6, cluster_m=1, group_m=8),
     sm90_tile(64, 128, stages=8, cluster_m=1, group_m=16),
     sm90_tile(128, 256, stages=4, cluster_m=1, group_m=16) | {"IN_ORDER": 1},
+    sm90_tile(128, 256, stages=4, cluster_m=1, group_m=16) | {"QUARTERS": 1},
+    sm90_tile(128, 256, stages=4, cluster_m=2, group_m=8) | {"QUARTERS": 1},
 )
 WIDE, WIDE_CLUSTER, SQUARE, FLAT = SM90_TACTICS[:4]
 TRITON_TACTICS = (

@@ -35,3 +35,33 @@ __device__ __forceinline__ uint4 arranged(const uint4& pairs) {  // (0, 1) (2, 3
                           __byte_perm(pairs.z, pairs.w, LOW), __byte_perm(pairs.z, pairs.w, HIGH));
     }
 }
+
+// A lane's 16 bytes of each of two weight rows, eight rows apart.
+struct lane_codes {
+    uint32_t words[2][4];
+
+    // Operand A of both products along K of chunk `i`, less zero points: a[product][register].
+    __device__ __forceinline__ void widen(int i, const int (&zeros)[2], uint32_t (&a)[2][4]) const {
+#pragma unroll
+        for (int eight = 0; eight < 2; ++eight) {
+            uint32_t pairs[4];
+            widen_chunk(words[eight], i, forge::int4_offset<x_t>(zeros[eight]), pairs);
+            place(pairs, eight, a);
+        }
+    }
+
+    // The same of 4-bit codes plus forge::int4_bias.
+    __device__ __forceinline__ void biased(int i, uint32_t (&a)[2][4]) const {
+#pragma unroll
+        for (int eight = 0; eight < 2; ++eight) {
+            uint32_t pairs[4];
+            forge::biased_int4<x_t>(words[eight][i], pairs);
+            place(pairs, eight, a);
+        }
+    }
+
+    static __device__ __forceinline__ void place(const uint32_t (&pairs)[4], int eight, uint32_t (&a)[2][4]) {
+#pragma unroll
+        for (int pair = 0; pair < 4; ++pair) a[pair / 2][pair % 2 * 2 + eight] = pairs[pair];
+    }
+};

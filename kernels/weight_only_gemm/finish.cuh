@@ -31,19 +31,29 @@ struct finisher {
     int N;
     x_t* y;
 
+    // From a sum to the element of column n of y.
+    __device__ __forceinline__ void complete(float& sum, int n) const {
+        if constexpr (!HAS_GROUPS) sum *= __ldg(scale + n);
+#if HAS_BIAS
+        sum += forge::to_float(bias[n]);
+#endif
+        sum = activate(sum);
+    }
+
+    // Column n of row m of y.
+    __device__ __forceinline__ void operator()(int m, int n, float sum) const {
+        if (n >= N) return;
+        complete(sum, n);
+        y[static_cast<size_t>(m) * N + n] = forge::from_float<x_t>(sum);
+    }
+
     // Columns n .. n + 3 of row m of y, those that exist; n is a multiple of four.
     __device__ __forceinline__ void operator()(int m, int n, const float4& sums) const {
         if (n >= N) return;
         float values[UNIT] = {sums.x, sums.y, sums.z, sums.w};
 #pragma unroll
         for (int i = 0; i < UNIT; ++i) {
-            if (n + i < N) {
-                if constexpr (!HAS_GROUPS) values[i] *= __ldg(scale + n + i);
-#if HAS_BIAS
-                values[i] += forge::to_float(bias[n + i]);
-#endif
-                values[i] = activate(values[i]);
-            }
+            if (n + i < N) complete(values[i], n + i);
         }
         x_t* target = y + static_cast<size_t>(m) * N + n;
         if (N % UNIT == 0) {

@@ -150,12 +150,91 @@ def stream_launch(d: Any, t: Any, dev: Any, bits: int) -> Launch:
     )
 
 
+# ---- the stream in wide slots: weight_stream_wide.cu -----------------------------------------------------------
+
+PART_BYTES = 64  # of a row: a group of 128 codes of 4 bits
+
+
+def wide_slot_k(t: Mapping[str, int], bits: int) -> int:
+    """Elements along K of a slot."""
+    return t["PARTS"] * PART_BYTES * 8 // bits
+
+
+def wide_shared_bytes(t: Mapping[str, int], bits: int, zero: bool) -> int:
+    """Dynamic shared memory of a CTA: rings and sums of x of all warps, sums of two tiles, with parts of K of all."""
+    groups = t["PARTS"] * (4 + zero) if bits == 4 else 0
+    slot = MMA_ROWS * (t["PARTS"] * PART_BYTES + groups)
+    tile = t["COLUMN_TILES"] * MMA_ROWS * MMA_COLUMNS * 4
+    x_sums = STREAM_K // t["COLUMN_TILES"] // GROUP * t["COLUMN_TILES"] * 64 if bits == 4 else 0
+    totals = t["TILES"] if t["SPLITS"] > 1 else 0
+    return STREAM_WARPS * (t["RING_SLOTS"] * slot + x_sums) + (2 * STREAM_WARPS + totals) * tile
+
+
+def _wide(bits: int, column_tiles: int, splits: int, parts: int) -> Tactic:
+    """RING_SLOTS: as many as fit; TILES: enough for 28,672 rows of weights in a wave of clusters of two."""
+    tactic = {
+        "COLUMN_TILES": column_tiles,
+        "SPLITS": splits,
+        "PARTS": parts,
+        "RING_SLOTS": MOST_RING_SLOTS,
+        "TILES": 32,
+    }
+    while wide_shared_bytes(tactic, bits, bits == 4) > MOST_SHARED_BYTES:
+        tactic["RING_SLOTS"] -= 1
+    return tactic
+
+
+def wide_tactics(bits: int) -> tuple[Tactic, ...]:
+    """For 8 rows of x up to K 8192, with 4 bits in half-sized slots up to 4096; for 16, in two parts of K or one."""
+    table = {8: ((1, 1, 4), (2, 2, 2), (2, 1, 2)), 4: ((1, 1, 4), (1, 1, 2), (2, 2, 2), (2, 1, 2))}
+    return tuple(_wide(bits, *one) for one in table[bits])
+
+
+def wide_requirements(bits: int) -> list[Any]:
+    """Where the stream in wide slots cannot serve."""
+    found = [
+        (
+            lambda t, dev, has: wide_shared_bytes(t, bits, bits == 4 and has.zero) <= dev.smem_per_block,
+            "needs more shared memory than a block of this GPU has",
+        ),
+        (lambda d, t: stream_depth(t) >= d.K, "keeps its part of x in registers, so K must be smaller"),
+        (lambda d, t: d.K % wide_slot_k(t, bits) == 0, "has whole slots, so K must be a multiple of their elements"),
+        (lambda d: d.N % MMA_ROWS == 0, f"has whole tiles of weight rows, so N must be a multiple of {MMA_ROWS}"),
+    ]
+    zeros = (lambda t, has: not has.zero or t.PARTS == 4, "takes zero points with four groups to a slot only")
+    return [*found, zeros] if bits == 4 else found
+
+
+def wide_launch(d: Any, t: Any, dev: Any, has: Any, bits: int) -> Launch:
+    """As many clusters as run at a time, each with every so many-th tile; more where parts of K would not fit."""
+    tiles = d.N // MMA_ROWS
+    clusters = minimum(tiles, clusters_at_a_time(dev.sms, t.SPLITS))
+    shared = wide_shared_bytes(t, bits, bits == 4 and has.zero)
+    return Launch(
+        grid=(
+            (maximum(clusters, cdiv(tiles, t.TILES)) if t.SPLITS > 1 else clusters) * t.SPLITS,
+            cdiv(d.M, t.COLUMN_TILES * MMA_COLUMNS),
+        ),
+        block=STREAM_WARPS * 32,
+        shared=shared,
+        cluster=(t.SPLITS, 1, 1) if t.SPLITS > 1 else None,
+        scalars=(d.M, d.N, d.K),
+        constants={"BITS": bits, "SHARED_BYTES": shared},
+    )
+
+
 # ---- wgmma: weight_wgmma.cu ------------------------------------------------------------------------------------
 
 WGMMA_ROWS = 256
 WGMMA_WARPS = 8  # with weights
 WGMMA_THREADS = 384
 WGMMA_STAGE_K = 128
+WGMMA_MEASURED = (
+    (32, 2, 4),
+    (32, 3, 4),
+    (64, 2, 3),
+    (64, 3, 3),
+)  # columns, parts of K, slots: what is chosen by default
 BARRIER_BYTES = 1024
 
 
@@ -167,17 +246,27 @@ def wgmma_shared_bytes(t: Mapping[str, int], bits: int) -> int:
     return BARRIER_BYTES + max(rings, t["COLUMNS"] * (WGMMA_ROWS + 4) * 4)
 
 
+def _wgmma(columns: int, splits: int, depth: int) -> Tactic:
+    return {"COLUMNS": columns, "SPLITS": splits, "X_STAGES": 3, "X_AHEAD": 4, "RING_SLOTS": depth}
+
+
 def wgmma_tactics() -> tuple[Tactic, ...]:
-    """For 32 and for 64 rows of x."""
-    return tuple(
-        {"COLUMNS": columns, "SPLITS": splits, "X_STAGES": 3, "X_AHEAD": 4, "RING_SLOTS": depth}
-        for columns, splits, depth in ((32, 2, 4), (32, 3, 4), (64, 2, 3), (64, 3, 3))
+    """For 32 and for 64 rows of x; with products of two tiles in flight."""
+    two = ((64, 1, 3), (64, 2, 3), (64, 3, 3), (32, 1, 4))
+    return (
+        *(_wgmma(*one) for one in WGMMA_MEASURED),
+        *(_wgmma(*one) | {"IN_FLIGHT": 2} for one in two),
     )
 
 
 def wgmma_requirements(bits: int) -> list[Any]:
     """Where wgmma cannot serve."""
-    return [ALIGNED_DEPTH] if bits == 8 else []
+    slot = STREAM_ROW_BYTES * 8 // bits
+    whole = (
+        lambda d, t: not t.get("IN_FLIGHT") or (d.N % WGMMA_ROWS == 0) & (d.K % slot == 0),
+        f"takes whole blocks with IN_FLIGHT: N must be a multiple of {WGMMA_ROWS}, K of {slot}",
+    )
+    return [whole, ALIGNED_DEPTH] if bits == 8 else [whole]
 
 
 def wgmma_launch(d: Any, t: Any, bits: int) -> Launch:
@@ -222,7 +311,7 @@ def wgmma_preferences(d: Any, dev: Any) -> list[Any]:
         waves = -(-clusters // clusters_at_a_time(dev.sms, t["SPLITS"]))
         return t["COLUMNS"] != columns, waves / t["SPLITS"], t["SPLITS"]
 
-    return [("wgmma", t) for t in sorted(wgmma_tactics(), key=order)]
+    return [("wgmma", t) for t in sorted(wgmma_tactics()[: len(WGMMA_MEASURED)], key=order)]
 
 
 def preferences(d: Any, dev: Any, table: Sequence[Mapping[str, int]], stream: Sequence[Mapping[str, int]]) -> list[Any]:

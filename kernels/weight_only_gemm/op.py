@@ -28,9 +28,12 @@ from trtforge.kernels.weight_only_gemm.geometry import (
     wgmma_launch,
     wgmma_requirements,
     wgmma_tactics,
+    wide_launch,
+    wide_requirements,
+    wide_tactics,
 )
 
-BENCHMARK_WEIGHTS = ((8192, 8192), (14336, 4096))
+BENCHMARK_WEIGHTS = ((8192, 8192), (14336, 4096), (28672, 8192))  # N, K; the last has 112 MiB of 4 bits
 BENCHMARK_ROWS = (1, 4, 16, 64)
 CODE_DEVIATION = {8: 74.0, 4: 4.6}  # of codes that are all equally likely
 BF16 = {"x": "bfloat16"}
@@ -74,11 +77,14 @@ def declare_op(bits, weights, scales, rules, step, doc, more_inputs=None, more_c
             Case(sizes(19, 65, 1024), {"activation": "silu"}, ("bias",)),
             Case(sizes(33, 71, 4 * step), {"activation": "relu"}),
             Case(sizes(70, 40, 2 * step), {}, ("bias",)),
+            Case(sizes(13, 256, 1024), {"activation": "relu"}, ("bias",)),  # whole blocks and slots
             Case(sizes(1, 4096, 4096), {"activation": "silu"}, ("bias",), tags=("gpu",)),
             Case(sizes(5, 1033, 14336), {}, ("bias",), tags=("gpu",)),
             Case(sizes(16, 4096, 14336), {"activation": "gelu_tanh"}, tags=("gpu",)),
             Case(sizes(31, 777, 2048), tags=("gpu",)),
             Case(sizes(64, 4104, 4096), {"activation": "relu"}, ("bias",), tags=("gpu",)),
+            Case(sizes(12, 4096, 8192), {"activation": "silu"}, ("bias",), tags=("gpu",)),
+            Case(sizes(64, 4096, 4096), tags=("gpu",)),
             Case(sizes(257, 520, 1024), {"activation": "gelu_erf"}, ("bias",), tags=("gpu",)),
             Case(sizes(1000, 1000, 2048), tags=("gpu",)),
             *(
@@ -127,8 +133,10 @@ int4_weight_gemm = declare_op(
         Case(sizes(6, 72, 1280), {"activation": "silu"}, ("bias", "zero"), leading=(2, 3)),
         Case(sizes(16, 130, 1024), {}, ("zero",)),
         Case(sizes(40, 33, 512), {"activation": "relu"}, ("bias", "zero")),
+        Case(sizes(3, 256, 1024), {}, ("zero",)),
         Case(sizes(4, 1033, 14336), {}, ("zero",), tags=("gpu",)),
         Case(sizes(64, 1000, 2048), {}, ("zero",), tags=("gpu",)),
+        Case(sizes(8, 4096, 8192), {}, ("zero",), tags=("gpu",)),
         *(
             Case(sizes(m, *BENCHMARK_WEIGHTS[0]), {}, ("zero",), tags=("bench",), dtypes=BF16)
             for m in (BENCHMARK_ROWS[0], BENCHMARK_ROWS[-1])
@@ -207,6 +215,16 @@ def declare_cuda(op, bits):
     )
     def _(d, t):
         return wgmma_launch(d, t, bits)
+
+    @op.kernel(
+        cuda("weight_stream_wide.cu"),
+        name="stream_wide",
+        arch="sm_90+",
+        tactics=wide_tactics(bits),
+        requires=wide_requirements(bits),
+    )
+    def _(d, t, dev, has):
+        return wide_launch(d, t, dev, has, bits)
 
     @op.heuristic
     def _(d, dev):

@@ -88,6 +88,31 @@ struct weight_rows {
         copy(target, at(first_row, slot), first_row, slot);
     }
 
+    // The same where all rows of the tile and all of the slot exist, with places counted from the tile's first row, which is
+    // the same for all lanes. The groups of a row are an even number: the zero points of a slot lie in one word.
+    __device__ __forceinline__ void copy_whole(uint32_t target, int first_row, int slot) const {
+        constexpr int ROW_STEP = WARP_SIZE * 16 / SLOT_BYTES;
+        const int lane = threadIdx.x % WARP_SIZE;
+        const unsigned char* tile = w + static_cast<size_t>(first_row) * row_bytes + slot * SLOT_BYTES;
+        const unsigned char* source = tile + (lane / 8 * row_bytes + lane % 8 * 16);
+        const uint32_t codes = target + lane / 8 * SLOT_BYTES + (lane % 8 ^ lane / 8 % 2 * 4) * 16;
+#pragma unroll
+        for (int i = 0; i < MMA_M / ROW_STEP; ++i) {
+            forge::cp_async<16>(codes + i * ROW_STEP * SLOT_BYTES, source);
+            source += static_cast<ptrdiff_t>(ROW_STEP) * row_bytes;
+        }
+        if constexpr (HAS_GROUPS) {
+            const size_t group = static_cast<size_t>(first_row) * groups() + slot * HALVES;
+            forge::cp_async<4>(target + CODE_BYTES + lane * 4, scale + group + (lane / HALVES * groups() + lane % HALVES));
+#if HAS_ZERO
+            if (lane < MMA_M) {
+                const size_t word = (group + static_cast<size_t>(lane) * groups()) / 4;
+                forge::cp_async<4>(target + CODE_BYTES + SCALE_BYTES + lane * ZERO_WORDS * 4, zero + word * 4);
+            }
+#endif
+        }
+    }
+
     // Zero points of the rows first_row + lane / 4 (+ 8) in half `half` of slot `slot`, which lies at `ring`. A group behind
     // the last one has some zero point and the scale 0.
     __device__ __forceinline__ void zeros(int (&of)[2], const unsigned char* ring, int first_row, int slot,
@@ -106,8 +131,7 @@ struct weight_rows {
 };
 
 // A lane's part of half a slot: rows lane / 4 and lane / 4 + 8.
-struct half_slot {
-    uint32_t words[2][4];
+struct half_slot : lane_codes {
     float scales[2];
 
     __device__ __forceinline__ half_slot(const unsigned char* slot, int half) {
@@ -125,30 +149,5 @@ struct half_slot {
                 scales[eight] = 1.0f;
             }
         }
-    }
-
-    // Operand A of both products along K of chunk `i`, less zero points: a[product][register].
-    __device__ __forceinline__ void widen(int i, const int (&zeros)[2], uint32_t (&a)[2][4]) const {
-#pragma unroll
-        for (int eight = 0; eight < 2; ++eight) {
-            uint32_t pairs[4];
-            widen_chunk(words[eight], i, forge::int4_offset<x_t>(zeros[eight]), pairs);
-            place(pairs, eight, a);
-        }
-    }
-
-    // The same of 4-bit codes plus forge::int4_bias.
-    __device__ __forceinline__ void biased(int i, uint32_t (&a)[2][4]) const {
-#pragma unroll
-        for (int eight = 0; eight < 2; ++eight) {
-            uint32_t pairs[4];
-            forge::biased_int4<x_t>(words[eight][i], pairs);
-            place(pairs, eight, a);
-        }
-    }
-
-    static __device__ __forceinline__ void place(const uint32_t (&pairs)[4], int eight, uint32_t (&a)[2][4]) {
-#pragma unroll
-        for (int pair = 0; pair < 4; ++pair) a[pair / 2][pair % 2 * 2 + eight] = pairs[pair];
     }
 };

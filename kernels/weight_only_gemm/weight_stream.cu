@@ -27,6 +27,9 @@ constexpr bool HAS_GROUPS = BITS == 4;
 #include "finish.cuh"
 #include "slots.cuh"
 
+constexpr int PARTS = HALVES;  // of a slot
+#include "stream_x.cuh"
+
 constexpr int WARPS = 16;
 constexpr int THREADS = WARPS * WARP_SIZE;
 constexpr int X_REGISTERS = 64;  // of a lane, all of its share of x
@@ -65,51 +68,13 @@ struct feeder {
     }
 };
 
-using operand_b = uint4[HALVES][CHUNKS][COLUMN_TILES];  // a lane's x of one slot
-using tile_sums = float[COLUMN_TILES][4];
-
-// `x`: the lane's first element of the slot in row lane / 4 of the block; `left`: elements from there to the end of K.
-__device__ __forceinline__ void load_x(operand_b& b, const x_t* x, int K, int left, int rows) {
-#pragma unroll
-    for (int c = 0; c < COLUMN_TILES; ++c) {
-#pragma unroll
-        for (int half = 0; half < HALVES; ++half) {
-#pragma unroll
-            for (int i = 0; i < CHUNKS; ++i) {
-                const int k = half * (SLOT_K / HALVES) + i * CHUNK;
-                const x_t* source = x + static_cast<size_t>(c) * MMA_N * K + k;
-                b[half][i][c] = make_uint4(0, 0, 0, 0);
-                if (k < left && c * MMA_N < rows) b[half][i][c] = __ldg(reinterpret_cast<const uint4*>(source));
-            }
-        }
-    }
-}
-
-__device__ __forceinline__ void arrange(operand_b& b) {
-#pragma unroll
-    for (int half = 0; half < HALVES; ++half) {
-#pragma unroll
-        for (int i = 0; i < CHUNKS; ++i) {
-#pragma unroll
-            for (int c = 0; c < COLUMN_TILES; ++c) b[half][i][c] = arranged(b[half][i][c]);
-        }
-    }
-}
-
-// Sums of the rows of x over half a slot, which is a group: what a bias of the codes adds to the products. They leave the
-// registers to x itself.
+// Sums of the rows of x over half a slot, for all lanes. They leave the registers to x itself.
 __device__ __forceinline__ void add_up(float* sums, const uint4 (&x)[CHUNKS][COLUMN_TILES]) {
     const int lane = threadIdx.x % WARP_SIZE;
-    const uint32_t one = forge::pack2<x_t>(1.0f, 1.0f);
-    const uint32_t ones[4] = {one, one, one, one};
 #pragma unroll
     for (int c = 0; c < COLUMN_TILES; ++c) {
-        float rows[4] = {};  // all of them the same
-#pragma unroll
-        for (int i = 0; i < CHUNKS; ++i) {
-            forge::mma_m16n8k16<x_t>(rows, ones, x[i][c].x, x[i][c].y);
-            forge::mma_m16n8k16<x_t>(rows, ones, x[i][c].z, x[i][c].w);
-        }
+        float rows[4] = {};
+        add_up(rows, x, c);
         if (lane < 4) *reinterpret_cast<float2*>(sums + c * MMA_N + lane * 2) = make_float2(rows[0], rows[1]);
     }
 }

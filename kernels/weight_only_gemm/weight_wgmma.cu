@@ -15,7 +15,7 @@
 // put x into that order. Clusters begin at different places of K, so that they do not all ask for the same lines of x.
 //
 // Compile-time: x_t, w_t, ACTIVATION, HAS_BIAS, HAS_ZERO, BITS; COLUMNS, SPLITS (parts of K), RING_SLOTS (slots of a warp),
-// X_STAGES, X_AHEAD (stages of x on their way), SHARED_BYTES. Needs K % 16 == 0 (8 bits) or K % 128 == 0 (4 bits) and
+// X_STAGES, X_AHEAD (stages of x on their way), IN_FLIGHT (groups of products at a time; 1 where absent), SHARED_BYTES. Needs K % 16 == 0 (8 bits) or K % 128 == 0 (4 bits) and
 // 16-byte aligned pointers.
 
 constexpr bool HAS_GROUPS = BITS == 4;
@@ -31,7 +31,10 @@ constexpr bool HAS_GROUPS = BITS == 4;
 constexpr int CONSUMERS = 2;
 constexpr int CONSUMER_WARPS = CONSUMERS * 4;
 constexpr int THREADS = (CONSUMERS + 1) * forge::WARPGROUP_THREADS;
-constexpr int CONSUMER_REGISTERS = 200, PRODUCER_REGISTERS = 104;
+#ifndef IN_FLIGHT
+#define IN_FLIGHT 1
+#endif
+constexpr int CONSUMER_REGISTERS = IN_FLIGHT == 2 ? 224 : 200, PRODUCER_REGISTERS = IN_FLIGHT == 2 ? 56 : 104;
 constexpr int TILES = 2;  // of 64 rows of a warpgroup
 constexpr int TILE_ROWS = 64;
 constexpr int BLOCK_ROWS = CONSUMERS * TILES * TILE_ROWS;
@@ -186,8 +189,12 @@ struct consumer {
         if (i < order.slots) {
 #pragma unroll
             for (int tile = 0; tile < TILES; ++tile) {
-                rows.copy(ring_address + place * WARP_SLOT_BYTES + tile * RING_BYTES, first_row + tile * TILE_ROWS,
-                          order.at(i));
+                const uint32_t target = ring_address + place * WARP_SLOT_BYTES + tile * RING_BYTES;
+                if constexpr (IN_FLIGHT == 2) {
+                    rows.copy_whole(target, first_row + tile * TILE_ROWS, order.at(i));
+                } else {
+                    rows.copy(target, first_row + tile * TILE_ROWS, order.at(i));
+                }
             }
         }
         forge::cp_async_commit();  // also when empty: waiting counts groups
@@ -250,6 +257,62 @@ struct consumer {
             }
             feed(read, order, i + RING_SLOTS);
         }
+    }
+
+    // The products of a tile run while those of the one before are scaled and the codes of the next are widened: whatever the
+    // compiler's order of the latter two, they lie between the starts of two products. At the end of a slot nothing is in
+    // flight for a moment: the compiler takes products one by one that a loop hands on to its next round.
+    __device__ __forceinline__ void run_two(sums_t (&sums)[TILES], const k_order& order, x_ring x) const {
+        static_assert(TILES == 2, "the tile before is the other one");
+        constexpr int PARTS = STAGES_PER_SLOT * TILES;
+        uint32_t a[TILES][STEPS][4];
+        float scales[TILES][2];
+        int place = 0;
+        forge::cp_async_wait<RING_SLOTS - 1>();
+        __syncwarp();  // what the other lanes have copied is there as well
+        widen(a[0], scales[0], place, 0, order.at(0), 0);
+#pragma unroll 1
+        for (int i = 0; i < order.slots; ++i) {
+            const int read = place;
+            place = place + 1 == RING_SLOTS ? 0 : place + 1;
+            sums_t groups[TILES];
+            uint32_t before = x.empty;  // of the stage before
+#pragma unroll
+            for (int part = 0; part < PARTS; ++part) {
+                const int tile = part % TILES, other = 1 - tile;
+                const uint32_t barrier = x.stage * forge::MBARRIER_BYTES;
+                if (tile == 0) forge::mbarrier_wait(x.full + barrier, x.parity);
+                start_products(HAS_GROUPS ? groups[tile] : sums[tile], a[tile], x.stages + x.stage * STAGE_BYTES);
+                if (part > 0) {
+                    forge::wgmma_wait<1>();
+                    if constexpr (HAS_GROUPS) {
+                        add_group(sums[other], groups[other], scales[other]);
+                        forge::wgmma_hold(sums[other]);  // done before the group's registers are needed again
+                    }
+                    if (tile == 0) leave(before);
+                }
+                if (tile == TILES - 1) {
+                    before = x.empty + barrier;
+                    x.advance();
+                }
+                if (part + 1 < PARTS) {
+                    widen(a[other], scales[other], read, other, order.at(i), (part + 1) / TILES * STAGE_HALVES);
+                } else {
+                    forge::cp_async_wait<RING_SLOTS - 2>();
+                    __syncwarp();
+                    widen(a[other], scales[other], place, other, order.at(i + 1), 0);
+                }
+            }
+            feed(read, order, i + RING_SLOTS);
+            finish_products(sums[1], groups[1], scales[1]);
+            if constexpr (!HAS_GROUPS) forge::wgmma_hold(sums[0]);
+            leave(before);
+        }
+    }
+
+    // The warp has read the stage of x whose barrier this is.
+    static __device__ __forceinline__ void leave(uint32_t empty) {
+        if (threadIdx.x % WARP_SIZE == 0) forge::mbarrier_arrive(empty);
     }
 
     static __device__ __forceinline__ void finish_products(sums_t& sums, sums_t& group, const float (&scales)[2]) {
@@ -322,7 +385,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     if (consumes) {
         forge::setmaxnreg_inc<CONSUMER_REGISTERS>();
         sums_t sums[TILES] = {};
-        own.run(sums, order, ring);
+        if constexpr (IN_FLIGHT == 2) {
+            own.run_two(sums, order, ring);
+        } else {
+            own.run(sums, order, ring);
+        }
         forge::cp_async_wait<0>();
         forge::named_barrier_sync(1, CONSUMER_WARPS * WARP_SIZE);  // everyone has read the rings
 #pragma unroll

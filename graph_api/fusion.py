@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,11 +10,13 @@ from trtforge.bindings import ranges
 from trtforge.bindings.errors import ContractError, UnknownNameError
 from trtforge.graph_api import shapes
 from trtforge.graph_api.matching import Match, Matcher, interior
-from trtforge.graph_api.network import Network
+from trtforge.graph_api.network import Network, update_problem
 from trtforge.graph_api.tensor import Node, Tensor
 from trtforge.kernels import registry
 from trtforge.kernels.contract import Attr
 from trtforge.kernels.op import Op, Pattern
+
+_TOO_EARLY = "one of its results is read before all of its inputs are there"
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,8 @@ def fuse(network: Network, patterns: str | Iterable[str] = "all") -> FusionRepor
 
     ``patterns``: "all", or names of ops (``trtforge::fused_gemm`` or ``fused_gemm``) and of single patterns. Larger
     matches go first, then earlier ones. A value inside a match that the op does not give must not be read elsewhere
-    nor be an output; the op's contract is held against the shapes before anything changes. Nodes that nothing reads
-    are removed.
+    nor be an output; the op's contract is held against the shapes before anything changes, and what the op updates in
+    place must be a buffer that nothing else reads. Nodes that nothing reads are removed.
     """
     with ranges.phase("fuse"):
         return _fuse(network, patterns)
@@ -131,20 +133,23 @@ def _fuse(network: Network, patterns: str | Iterable[str]) -> FusionReport:
     used: set[Node] = set()
     moved: dict[Tensor, Tensor] = {}
     applied: list[tuple[_Candidate, Node, list[str]]] = []
+    removed: dict[str, None] = {}
     for candidate in candidates:
         if not used.isdisjoint(candidate.gone):
             continue
-        place = _place(network, candidate, moved, used)
+        inputs = tuple(None if t is None else moved.get(t, t) for t in candidate.inputs)
+        now = {node: i for i, node in enumerate(network.nodes)}
+        place = _place(candidate.results, inputs, now, used.union(candidate.gone))
         if place is None:
-            reason = "one of its results is read before all of its inputs are there"
             names = tuple(n.name for n in candidate.gone)
             pattern, at = candidate.pattern, _producer(candidate.root).name
-            refusals.append((candidate.root, Refusal(pattern.op.name, pattern.name, at, names, reason)))
+            refusals.append((candidate.root, Refusal(pattern.op.name, pattern.name, at, names, _TOO_EARLY)))
             continue
         used.update(candidate.gone)
-        node = _apply(network, candidate, moved, place)
+        removed.update((node.name, None) for node in candidate.gone if node.updates)
+        node = _apply(network, candidate, inputs, moved, place)
         applied.append((candidate, node, [n.name for n in candidate.covered]))
-    removed = {node.name: None for node in network.prune()}
+    removed.update((node.name, None) for node in network.prune())
     final = {node: i for i, node in enumerate(network.nodes)}
     applied.sort(key=lambda entry: final[entry[1]])
     replacements = tuple(
@@ -186,23 +191,38 @@ def _producer(tensor: Tensor) -> Node:
 
 
 def _examine(matcher: Matcher, node: Node, position: Mapping[Node, int]) -> tuple[_Candidate | None, Refusal | None]:
-    """The first match at this node that holds every condition, else why the first one does not."""
+    """The first match at this node that holds every condition, else why the one that holds most of them does not."""
     pattern, root = matcher.pattern, node.outputs[0]
     refusal: Refusal | None = None
-    for match in matcher.matches(root):
+    furthest = -1
+    for match in matcher.matches(root, position):
         covered = sorted(match.nodes, key=position.__getitem__)
         gone = interior(covered, root)
         inputs = _op_inputs(matcher, match)
         attributes = _op_attributes(pattern, match)
         results = matcher.replaced(match, root)
-        reason = (
-            _escape(gone, results) or _unmet(matcher, match, root) or _contract(pattern.op, inputs, attributes, results)
-        )
+        candidate = _Candidate(pattern, root, results, tuple(gone), tuple(covered), inputs, attributes)
+        problems = enumerate(_problems(matcher, match, candidate, position))
+        held, reason = next(((i, found) for i, found in problems if found is not None), (0, None))
         if reason is None:
-            return _Candidate(pattern, root, results, tuple(gone), tuple(covered), inputs, attributes), None
-        if refusal is None:
+            return candidate, None
+        if held > furthest:
+            furthest = held
             refusal = Refusal(pattern.op.name, pattern.name, node.name, tuple(n.name for n in gone), reason)
     return None, refusal
+
+
+def _problems(
+    matcher: Matcher, match: Match, candidate: _Candidate, position: Mapping[Node, int]
+) -> Iterator[str | None]:
+    """For each condition why the match does not hold it, None where it does."""
+    op, gone, inputs, results = candidate.pattern.op, candidate.gone, candidate.inputs, candidate.results
+    yield _escape(gone, results)
+    yield _unmet(matcher, match, candidate.root)
+    yield _contract(op, inputs, candidate.attributes, results)
+    update = update_problem(op.name, list(op.inputs), inputs, gone)
+    yield None if update is None else update[0]
+    yield _TOO_EARLY if _place(results, inputs, position, gone) is None else None
 
 
 def _op_inputs(matcher: Matcher, match: Match) -> tuple[Tensor | None, ...]:
@@ -220,7 +240,7 @@ def _op_attributes(pattern: Pattern, match: Match) -> dict[str, Any]:
     return attributes
 
 
-def _escape(gone: list[Node], results: tuple[Tensor | None, ...]) -> str | None:
+def _escape(gone: tuple[Node, ...], results: tuple[Tensor | None, ...]) -> str | None:
     inside = set(gone)
     for node in gone:
         for tensor in node.outputs:
@@ -262,23 +282,34 @@ def _contract(
     return None
 
 
-def _place(network: Network, candidate: _Candidate, moved: dict[Tensor, Tensor], used: set[Node]) -> int | None:
+def _place(
+    results: tuple[Tensor | None, ...],
+    inputs: tuple[Tensor | None, ...],
+    position: Mapping[Node, int],
+    inside: Container[Node],
+) -> int | None:
     """Where in the order of nodes the op can stand: where its first result was made, or, with several results, behind
-    the last of its inputs. None when something reads a result before that."""
-    position = {node: i for i, node in enumerate(network.nodes)}
-    results = [t for t in candidate.results if t is not None]
-    if len(results) == 1:
-        return position[_producer(candidate.root)]
-    inputs = [moved.get(t, t) for t in candidate.inputs if t is not None]
-    place = max((position[t.producer] + 1 for t in inputs if t.producer is not None), default=0)
-    inside = used.union(candidate.gone)
-    readers = [position[n] for t in results for n in t.consumers if n not in inside]
+    the last of its inputs. None when something that is not ``inside`` reads a result before that."""
+    made = [t for t in results if t is not None]
+    if len(made) == 1:
+        return position[_producer(made[0])]
+    place = max((position[t.producer] + 1 for t in inputs if t is not None and t.producer is not None), default=0)
+    readers = [position[n] for t in made for n in t.consumers if n not in inside]
     return place if place <= min(readers, default=place) else None
 
 
-def _apply(network: Network, candidate: _Candidate, moved: dict[Tensor, Tensor], place: int) -> Node:
-    inputs = [None if t is None else moved.get(t, t) for t in candidate.inputs]
+def _apply(
+    network: Network,
+    candidate: _Candidate,
+    inputs: tuple[Tensor | None, ...],
+    moved: dict[Tensor, Tensor],
+    place: int,
+) -> Node:
     scope = _common_scope([n.name for n in candidate.gone])
+    updating = [n for n in candidate.gone if n.updates]
+    place -= sum(n in updating for n in network.nodes[:place])
+    for old_node in updating:  # a buffer is updated once: the old nodes go before the new one comes
+        network.remove(old_node)
     with network.scope(scope, absolute=True):
         fresh = network.emit(candidate.pattern.op.name, inputs, candidate.attributes)
     node = _producer(fresh[0])

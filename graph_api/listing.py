@@ -17,7 +17,11 @@ def to_text(network: Network) -> str:
     for kind, tensors in (("input", network.inputs), ("state", network.states), ("parameter", network.parameters)):
         lines += [f"  {kind} {t}" for t in tensors.values()]
     for node in network.nodes:
-        outputs = ", ".join(f"{t.name} {t.dtype}{shapes.text(t.shape)}" for t in node.outputs)
+        updated = node.updated
+        outputs = ", ".join(
+            f"{t.name} {t.dtype}{shapes.text(t.shape)}" + (f" in {updated[t].name}" if t in updated else "")
+            for t in node.outputs
+        )
         arguments = [_operand(t) for t in node.inputs] + [f"{k}={_short(v)}" for k, v in node.attributes.items()]
         lines.append(f"  {outputs} = {node.op}({', '.join(arguments)})")
     lines += [f"  output {name} = {_operand(t)}" for name, t in network.outputs.items()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -78,7 +78,8 @@ def _equal(wanted: Any, found: Any) -> bool:
 
 class Matcher:
     """Lays one pattern over a graph. ``results`` are the traced values that the op's outputs replace, in order (None:
-    the subgraph has no such value); ``root`` is the first one."""
+    the subgraph has no such value); ``root`` is the first one. ``apart``: results that the root is not made of (the
+    values that go into a cache beside the keys), each with a value that it reads and the root is made of."""
 
     def __init__(self, pattern: Pattern):
         self.pattern = pattern
@@ -94,14 +95,45 @@ class Matcher:
             )
         self.root = root
         self.results: tuple[P | None, ...] = results
+        self.apart = self._apart()
         self._forms: dict[P, list[P]] = {}
         self._derived: set[P] = set()
 
-    def matches(self, tensor: Tensor) -> Iterator[Match]:
-        """Every way to lay the pattern so that its root is ``tensor``."""
-        for match in self._match(self.root, tensor, Match()):
-            if match.settled and all(p in match.values for p in self.inputs.values()):
-                yield match
+    def matches(self, tensor: Tensor, position: Mapping[Node, int]) -> Iterator[Match]:
+        """Every way to lay the pattern so that its root is ``tensor``; results apart are looked for nearest first, by
+        the nodes' ``position`` in the network."""
+        for start in self._match(self.root, tensor, Match()):
+            for match in self._beside(self.apart, start, position):
+                if match.settled and all(p in match.values for p in self.inputs.values()):
+                    yield match
+
+    def _apart(self) -> tuple[tuple[P, P], ...]:
+        found = []
+        reached = _reached(self.root)
+        for p in self.results:
+            if p is None or p in reached or p.kind == "output":
+                continue
+            shared = next((q for q in p.inputs if q in reached), None)
+            if p.kind != "node" or shared is None:
+                raise DeclarationError(
+                    f"the pattern {self.pattern.name!r} of {self.pattern.op.name} returns values that have nothing to "
+                    "do with each other; each must read something that the first one is made of"
+                )
+            found.append((p, shared))
+            reached |= _reached(p)
+        return tuple(found)
+
+    def _beside(self, apart: tuple[tuple[P, P], ...], match: Match, position: Mapping[Node, int]) -> Iterator[Match]:
+        if not apart:
+            yield match
+            return
+        (p, shared), rest = apart[0], apart[1:]
+        assert match.nodes  # the root is a node
+        here = position[match.nodes[0]]
+        readers = [n for n in match.values[shared].consumers if n.op == p.op and n not in match.nodes]
+        for node in sorted(readers, key=lambda n: abs(position[n] - here)):
+            for found in self._match(p, node.outputs[0], match):
+                yield from self._beside(rest, found, position)
 
     def replaced(self, match: Match, tensor: Tensor) -> tuple[Tensor | None, ...]:
         """The tensors that the outputs of the op replace: ``tensor``, where the match was found (its root, or a cast
@@ -247,6 +279,18 @@ class Matcher:
                         yield found.bind(p, node.outputs[0])
 
 
+def _reached(p: P) -> set[P]:
+    """The values that ``p`` is made of, and itself."""
+    found: set[P] = set()
+    waiting = [p]
+    while waiting:
+        one = waiting.pop()
+        if one not in found:
+            found.add(one)
+            waiting += [q for q in one.inputs if q is not None]
+    return found
+
+
 def _swapped(tensor: Tensor | None) -> Tensor | None:
     """The tensor whose last two axes ``tensor`` swaps, if it does."""
     node = tensor.producer if tensor is not None else None
@@ -260,18 +304,17 @@ def _swapped(tensor: Tensor | None) -> Tensor | None:
 def interior(nodes: Sequence[Node], root: Tensor) -> list[Node]:
     """Those of the covered nodes that must disappear, because what they compute would be computed twice.
 
-    The others make integers and bools (masks, positions) or only rearrange or convert the pattern's own inputs; they
-    may have other readers.
+    The others make integers and bools (masks, positions) by primitives or only rearrange or convert the pattern's own
+    inputs; they may have other readers. What is updated in place is updated once: such nodes disappear.
     """
     covered = set(nodes)
     shareable: dict[Node, bool] = {}
 
     def may_stay(node: Node) -> bool:
         if node not in shareable:
-            cheap = node.op in VIEWS or node.outputs[0].dtype not in FLOATS
-            shareable[node] = (
-                node is not root.producer and cheap and all(n not in covered or may_stay(n) for n in node.predecessors)
-            )
+            cheap = node.op in VIEWS or (node.op in PRIMITIVES and node.outputs[0].dtype not in FLOATS)
+            replaced = node is root.producer or node.updates
+            shareable[node] = not replaced and cheap and all(n not in covered or may_stay(n) for n in node.predecessors)
         return shareable[node]
 
     return [n for n in nodes if not may_stay(n)]

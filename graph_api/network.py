@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -90,7 +90,8 @@ class Network:
     def state(self, name: str, dtype: str, shape: Sequence[int]) -> Tensor:
         """A buffer of fixed shape that stays in the executable between calls, zero at first (a KV cache).
 
-        It is updated by ops that work in place, such as ``functional.kv_cache_update``.
+        It is updated by ops that work in place: ``functional.kv_cache_update``, or by ``functional.call`` a registered
+        op with aliased outputs.
         """
         tensor = self._outside("state", name, dtype, shape)
         if any(is_symbolic(d) for d in tensor.shape):
@@ -171,7 +172,7 @@ class Network:
                     raise GraphError(f"{op}: {_overwritten(tensor)}" + (f"\n  at {location}" if location else ""))
         names, complete, values = infer(op, inputs, attributes or {}, str(location or ""))
         unique = self._unique(self._scoped(name or op.rpartition("::")[2]))
-        node = Node(self, op, unique, names, inputs, complete, location)
+        node = Node(self, op, unique, names, inputs, complete, location, updates_of(op))
         node.outputs = tuple(
             Tensor(self, unique if len(values) == 1 else f"{unique}:{i}", shape, dtype, producer=node)
             for i, (shape, dtype) in enumerate(values)
@@ -181,10 +182,7 @@ class Network:
         for i, tensor in enumerate(inputs):
             if tensor is not None:
                 tensor._users.append((node, i))
-        primitive = PRIMITIVES.get(op)
-        if primitive is not None and primitive.in_place is not None:
-            overwritten = inputs[primitive.in_place]
-            assert overwritten is not None
+        for overwritten in node.updated.values():
             overwritten.overwritten_by = node
         return node.outputs
 
@@ -199,18 +197,23 @@ class Network:
             if tensor is old:
                 self.outputs[name] = new
 
+    def remove(self, node: Node) -> None:
+        """Take one node out, an update in place too; the caller replaces what reads its results."""
+        self.nodes.remove(node)
+        self.revision += 1
+        _let_go(node)
+        for tensor in node.updated.values():
+            tensor.overwritten_by = None
+
     def prune(self) -> list[Node]:
-        """Remove the nodes whose results nothing reads (updates of states stay); returns them."""
+        """Remove the nodes whose results nothing reads (updates in place stay); returns them."""
         kept = {id(t) for t in self.outputs.values()}
         gone: list[Node] = []
         for node in reversed(self.nodes):
-            primitive = PRIMITIVES.get(node.op)
-            in_place = primitive is not None and primitive.in_place is not None
-            if in_place or any(t._users or id(t) in kept for t in node.outputs):
+            if node.updates or any(t._users or id(t) in kept for t in node.outputs):
                 continue
             gone.append(node)
-            for tensor in set(node.tensors):
-                tensor._users = [use for use in tensor._users if use[0] is not node]
+            _let_go(node)
         self.revision += bool(gone)
         dead = set(gone)
         self.nodes = [node for node in self.nodes if node not in dead]
@@ -319,6 +322,12 @@ class Network:
         return unique
 
 
+def _let_go(node: Node) -> None:
+    """The node reads its inputs no longer."""
+    for tensor in set(node.tensors):
+        tensor._users = [use for use in tensor._users if use[0] is not node]
+
+
 def _overwritten(tensor: Tensor) -> str:
     writer = tensor.overwritten_by
     assert writer is not None
@@ -334,7 +343,48 @@ def infer(
     """
     primitive = PRIMITIVES.get(op)
     if primitive is not None:
-        return _infer_primitive(primitive, inputs, attributes, where)
+        names, complete, values = _infer_primitive(primitive, inputs, attributes, where)
+    else:
+        names, complete, values = _infer_registered(op, inputs, attributes, where)
+    problem = update_problem(op, names, inputs)
+    if problem is not None:
+        Call(op, names, tuple(inputs), complete, where).fail(*problem)
+    return names, complete, values
+
+
+def updates_of(op: str) -> dict[int, int]:
+    """The outputs of an op that are inputs updated in place: positions among the outputs, and among the inputs."""
+    primitive = PRIMITIVES.get(op)
+    if primitive is not None:
+        return {} if primitive.in_place is None else {0: primitive.in_place}
+    registered = registry.get(op)
+    outputs, names = list(registered.outputs), list(registered.inputs)
+    return {outputs.index(output): names.index(name) for output, name in registered.aliases.items()}
+
+
+def update_problem(
+    op: str, names: Sequence[str], inputs: Sequence[Tensor | None], replaced: Container[Node] = ()
+) -> tuple[str, str] | None:
+    """Why ``op`` must not update what it updates in place among these inputs, and what is accepted; None when it may.
+
+    ``replaced``: nodes whose reading does not count, because the op takes their place.
+    """
+    for position in updates_of(op).values():
+        tensor = inputs[position]
+        assert tensor is not None
+        if tensor.kind not in ("state", "input"):
+            return f"the {names[position]} is a {tensor.kind}", "a network state (net.state) or an input"
+        if sum(tensor is other for other in inputs) > 1:
+            return f"the {names[position]} is another input too, and is overwritten", "a buffer of its own"
+        if tensor.is_output or any(node not in replaced for node in tensor.consumers):
+            what = f"the {names[position]} is read elsewhere, before it is overwritten"
+            return what, "a buffer that only this node reads"
+    return None
+
+
+def _infer_registered(
+    op: str, inputs: Sequence[Tensor | None], attributes: Mapping[str, Any], where: str
+) -> tuple[tuple[str, ...], dict[str, Any], list[Value]]:
     registered = registry.get(op)
     names = tuple(registered.inputs)
     present = {name: t for name, t in zip(names, inputs) if t is not None}

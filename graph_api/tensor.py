@@ -33,7 +33,8 @@ class Node:
     """One operation of a network.
 
     ``op`` is the name of a primitive (``matmul``) or of a registered op (``trtforge::fused_gemm``); ``inputs`` holds
-    one entry per declared input, None where an optional one is absent; ``attributes`` are complete.
+    one entry per declared input, None where an optional one is absent; ``attributes`` are complete. ``updates``: the
+    outputs that are inputs updated in place, as positions among the outputs and among the inputs.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Node:
         inputs: tuple[Tensor | None, ...],
         attributes: Mapping[str, Any],
         location: Location | None,
+        updates: Mapping[int, int] | None = None,
     ):
         self.network = network
         self.op = op
@@ -53,6 +55,7 @@ class Node:
         self.inputs = inputs
         self.attributes = dict(attributes)
         self.location = location
+        self.updates = dict(updates or {})
         self.outputs: tuple[Tensor, ...] = ()
 
     @property
@@ -69,6 +72,16 @@ class Node:
     def successors(self) -> tuple[Node, ...]:
         """The nodes that read this one, without repetition."""
         return tuple(dict.fromkeys(n for t in self.outputs for n in t.consumers))
+
+    @property
+    def updated(self) -> dict[Tensor, Tensor]:
+        """The outputs that are inputs updated in place, with these inputs."""
+        found = {}
+        for output, position in self.updates.items():
+            tensor = self.inputs[position]
+            assert tensor is not None
+            found[self.outputs[output]] = tensor
+        return found
 
     def named_inputs(self) -> dict[str, Tensor]:
         """Present inputs by declared name."""

@@ -233,7 +233,10 @@ def _tactics_for(
     """Tactics that serve every shape of the profile with these dtypes, and the reasons against the others."""
     given = bind_descriptors(spec, descriptors, attributes)
     axes = [[size if isinstance(size, int) else None for size in given.binding.inputs[name]] for name in spec.inputs]
-    call = bind(spec, axes, {name: dtypes[name] for name in spec.inputs}, attributes)
+    try:
+        call = bind(spec, axes, {name: dtypes[name] for name in spec.inputs}, attributes)
+    except ContractError as error:  # a rule about dtypes: the network cannot call the op with these
+        return [], [str(error)]
     ranges, target = ranges_of(call, descriptors), target_architecture()
     found, refusals = [], []
     for number, choice in enumerate(tactics.table(spec.op), start=1):

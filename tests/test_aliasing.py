@@ -140,10 +140,48 @@ def test_plugins_tell_tensorrt(aot: bool) -> None:
 
 
 def test_networks_update_states() -> None:
+    """A registered op that updates a state is held to the rules of the graph's own cache write, and does the same."""
     with Network("n") as net:
-        cache = net.input("c", "float16", (1, 1, 4, 8))
-        with pytest.raises(GraphError, match=r"use functional\.kv_cache_update"):
-            F.call("trtforge::kv_cache_update", cache, cache, net.input("p", "int32", (1,)))
+        new, at = net.input("new", "float16", (1, 1, 1, 8)), net.input("at", "int32", (1,))
+        caches = [net.state(name, "float16", (1, 1, 4, 8)) for name in ("a", "b")]
+        updated = F.call("trtforge::kv_cache_update", caches[0], new, at)
+        assert updated.producer.updated == {updated: caches[0]} and caches[0].overwritten_by is updated.producer
+        net.mark_output(updated, "called")
+        net.mark_output(F.kv_cache_update(caches[1], new, at), "primitive")
+        assert "kv_cache_update float16[1, 1, 4, 8] in a = trtforge::kv_cache_update(a, new, at)" in net.to_text()
+    exe = net.build()
+    for row in range(4):
+        found = exe(new=np.full((1, 1, 1, 8), row + 1, np.float16), at=np.array([row], np.int32))
+    assert found["called"][0, 0, :, 0].tolist() == [1, 2, 3, 4]
+    assert np.array_equal(found["called"], found["primitive"])
+    found["called"][:] = 0  # a copy: the state stays
+    assert exe(new=np.zeros((1, 1, 1, 8), np.float16), at=np.array([3], np.int32))["called"][0, 0, 2, 0] == 3
+    assert len(net.prune()) == 0 and len(net.nodes) == 2
+
+
+def test_what_must_not_be_updated_in_a_network() -> None:
+    op = "trtforge::kv_cache_update"
+    with Network("n") as net:
+        new, at = net.input("new", "float16", (1, 1, 4, 8)), net.input("at", "int32", (1,))
+        cache, read, shown = (net.state(n, "float16", (1, 1, 4, 8)) for n in ("cache", "read", "shown"))
+        F.add(read, 1.0)
+        net.mark_output(shown, "output")
+        for call, reason in (
+            (lambda: F.call(op, new * 2.0, new, at), r"the cache is a value; accepted: a network state"),
+            (lambda: F.call(op, net.parameter("w", (1, 1, 4, 8), "float16"), new, at), "the cache is a parameter"),
+            (lambda: F.call(op, np.zeros((1, 1, 4, 8), np.float16), new, at), "the cache is a constant"),
+            (lambda: F.call(op, cache, cache, at), "the cache is another input too"),
+            (lambda: F.kv_cache_update(cache, cache, at), "the cache is another input too"),
+            (lambda: F.call(op, read, new, at), "the cache is read elsewhere, before it is overwritten"),
+            (lambda: F.call(op, shown, new, at), "the cache is read elsewhere, before it is overwritten"),
+            (lambda: F.call(op, cache, new, new), "input 'positions' has shape"),
+        ):
+            with pytest.raises(GraphError, match=reason):
+                call()
+        F.call(op, cache, new, at)
+        for again in (lambda: F.call(op, cache, new, at), lambda: F.add(cache, 1.0), lambda: net.mark_output(cache)):
+            with pytest.raises(GraphError, match=r"cache .* was overwritten in place by 'kv_cache_update'"):
+                again()
 
 
 @pytest.mark.gpu

@@ -61,8 +61,11 @@ def test_generation_on_stand_ins(doubles: Any, dtype: str, tolerance: float, fus
         net.fuse()
     tested = same_generation(net, fused, tolerance)
     assert len(tested.partition.pieces) == 1 if not fused else len(tested.partition.pieces) > 1 or dtype == "float32"
-    # Lengths 1 and 5 come twice before the refit; captured again after it, with 3 and 8 seen before.
-    assert cupy_double.Stream.captures == 6
+    # Lengths 1 and 5 come twice before the refit; captured again after it, with 3 and 8 seen before. Where no engine
+    # reads a cache, 8 rows need more memory than 5, and what was captured goes: length 1 is captured once more.
+    cache_in_engine = any(piece.aliases for piece in tested.partition.pieces)
+    assert cache_in_engine == (not fused or dtype == "float32")
+    assert cupy_double.Stream.captures == (6 if cache_in_engine else 7)
     assert set(tested._own) == set(tested._captured)
     if fused and dtype != "float32":
         assert any(w.startswith("trtforge::flash_attention") for w in tested.placement.values())

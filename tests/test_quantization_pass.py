@@ -29,10 +29,19 @@ from trtforge.graph_api.quantization import (
     quantize_network,
     save_quantized,
 )
-from trtforge.graph_api.quantization.accuracy import BOUNDS, document, fresh_network, measure, outputs_of, perplexity
+from trtforge.graph_api.quantization.accuracy import (
+    BOUNDS,
+    CACHE_BOUND,
+    document,
+    fresh_network,
+    measure,
+    outputs_of,
+    perplexity,
+)
 from trtforge.graph_api.quantization.config import QuantizationConfig, parse
 from trtforge.graph_api.quantization.packing import pack, restored, stored
 from trtforge.graph_api.quantization.passes import relative
+from trtforge.graph_api.quantization.recipes import CACHES
 from trtforge.graph_api.quantization.text import Text, documentation, from_file, order, samples
 from trtforge.graph_api.shapes import Dim
 from trtforge.kernels.quantize import reference
@@ -275,6 +284,8 @@ def test_static_scales_come_from_the_observer(observer: Any) -> None:
         (("w8a16",), {"skip": ["*"]}, GraphError, "no linear layer"),
         (("w8a16",), {"kv_cache": "int4"}, UsageError, "kv_cache is 'int4'"),
         (("w8a16", data()), {"kv_cache": "int8"}, GraphError, "writes no float state"),
+        ((None, data()), {}, UsageError, "recipe and kv_cache are None"),
+        ((None, data()), {"kv_cache": "int8"}, GraphError, "writes no float state"),
     ],
 )
 def test_refusals_leave_the_network_as_it_was(arguments: Any, options: Any, kind: type, message: str) -> None:
@@ -389,6 +400,21 @@ def test_a_saved_checkpoint_computes_the_same_and_writes_text(
     assert (tmp_path / "model.safetensors").stat().st_size < 0.7 * (SHIPPED / "model.safetensors").stat().st_size
 
 
+def test_a_cache_alone_in_codes_leaves_every_weight_and_is_not_stored(shipped: Any, tmp_path: Path) -> None:
+    network = fresh_network(shipped, 64)
+    before = dict(network.weights)
+    with pytest.raises(UsageError, match="kv_cache='int8' needs calibration_data"):
+        quantize_network(network, None, kv_cache="int8")
+    report = quantize_network(network, None, small_samples(), kv_cache="int8")
+    assert (report.recipe, report.kv_cache, len(report.caches), report.layers) == ("float", "int8", 10, ())
+    assert all(network.weights[name] is array for name, array in before.items())
+    assert sum(t.dtype == "int8" for t in network.states.values()) == 10
+    exact = fresh_network(shipped, 64).build()(tokens=TOKENS, positions=AT)["logits"]
+    assert 0 < relative(network.build()(tokens=TOKENS, positions=AT)["logits"], exact) < 0.05
+    with pytest.raises(GraphError, match="no codes of layers"):
+        save_quantized(tmp_path, network, report, SHIPPED)
+
+
 def test_config_holds_the_names_of_compressed_tensors(shipped: Any, tmp_path: Path) -> None:
     saved(shipped, tmp_path, "w4a16")
     config = json.loads((tmp_path / "config.json").read_text())
@@ -489,9 +515,15 @@ def test_perplexity_keeps_to_its_bounds_on_an_excerpt(shipped: Any) -> None:
     text = documentation(shipped.tokenizer, shipped.config)
     assert len(text.held_out) == pytest.approx(0.02 * (len(text.calibration) + len(text.held_out)), rel=0.01)
     short = Text(text.calibration, text.held_out[: 128 * 8 + 1], text.source)
-    rows = measure(shipped, short, list(RECIPES), window=128, calibration_windows=6)
-    assert [row.recipe for row in rows] == ["float", *RECIPES]
-    for row in rows[1:]:
+    rows = measure(shipped, short, list(RECIPES), window=128, calibration_windows=6, caches=CACHES)
+    assert [row.label for row in rows] == ["float", *RECIPES, *(f"float + {cache} cache" for cache in CACHES)]
+    for row in rows[-2:]:
+        assert 0 < abs(row.loss) < 2 * CACHE_BOUND and row.bound == CACHE_BOUND, row
+        assert row.nbytes == pytest.approx(rows[0].nbytes, rel=1e-4)  # and the scales of the cache
+        assert len(row.layers) == 35
+        first = next(name for name in row.layers if name.endswith("layers.0.self_attn.q_proj"))
+        assert row.layers[first] == 0 < row.worst[1] < 0.2  # nothing before it is in codes
+    for row in rows[1:-2]:
         assert row.loss < 2 * BOUNDS[row.recipe], row
         assert len(row.layers) == 35
         assert 0 < row.worst[1] < 0.5
@@ -527,6 +559,10 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["accuracy", *common, "--recipes", "w8a16", "--tokens", "257", "--json", str(tmp_path / "a.json")]) == 0
     rows = json.loads((tmp_path / "a.json").read_text())["rows"]
     assert [row["recipe"] for row in rows] == ["float", "w8a16"]
+    cached = ["--caches", "int8", "--tokens", "257", "--json", str(tmp_path / "a.json")]
+    assert main(["accuracy", *common, *cached]) == 0
+    rows = json.loads((tmp_path / "a.json").read_text())["rows"]
+    assert [(row["recipe"], row["kv_cache"]) for row in rows] == [("float", None), ("float", "int8")]
     assert "w8a16" in capsys.readouterr().out
     assert main(["accuracy", str(out), "--text", str(text)]) == 2
     assert "is quantized already" in capsys.readouterr().err

@@ -101,6 +101,8 @@ class INetworkDefinition:
         self.outputs: list[Tensor] = []
         self.layers: list[Layer] = []
         self.cache_updates: list[Layer] = []
+        #: Plugins that write into their inputs: the layer, and for outputs the inputs, by position.
+        self.in_place: list[tuple[Layer, dict[int, int]]] = []
         self.named: dict[str, Layer] = {}
         self.plugins: list[tuple[str, bool]] = []
 
@@ -281,7 +283,11 @@ class INetworkDefinition:
             return list(spec.op.run_reference(dict(zip(spec.inputs, arrays)), attributes).values())
 
         self.plugins.append((spec.plugin_id, aot))
-        return self._layer(list(tensors), outputs, compute)
+        layer = self._layer(list(tensors), outputs, compute)
+        if spec.op.aliases:
+            places = [(spec.outputs.index(o), spec.inputs.index(i)) for o, i in spec.op.aliases.items()]
+            self.in_place.append((layer, dict(places)))
+        return layer
 
 
 def _written(cache: Any, new: Any, positions: Any) -> Any:

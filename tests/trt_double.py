@@ -63,6 +63,7 @@ ENGINES: list[INetworkDefinition] = []
 
 class Config:
     num_compute_capabilities = 0
+    in_place = False  # plugins may write into their inputs
 
     def __init__(self) -> None:
         self.profiles: list[Profile] = []
@@ -75,6 +76,10 @@ class Config:
 
     def set_flag(self, flag: Any) -> None:
         assert flag.name == "REFIT"
+
+    def set_preview_feature(self, feature: Any, on: bool) -> None:
+        assert feature.name == "ALIASED_PLUGIN_IO_10_03" and on
+        self.in_place = True
 
     def set_compute_capability(self, target: Any, index: int) -> None:
         self.target = target
@@ -110,6 +115,10 @@ class Builder:
         assert set(profile.shapes) == {t.name for t in definition.inputs}
         for layer in definition.cache_updates:
             assert layer.outputs[0] in definition.outputs, "a cache update must be an output"
+        for layer, aliases in definition.in_place:
+            assert config.in_place, "a plugin has aliased outputs, and the preview feature is off"
+            assert all(layer.outputs[i] in definition.outputs for i in aliases), "an updated state must be an output"
+            assert all(layer.inputs[i] in definition.inputs for i in aliases.values()), "states are inputs"
         for layer in definition.layers:  # weights are read while the arrays live
             if not layer.inputs:
                 value = layer.compute()
@@ -184,6 +193,8 @@ class Engine:
 
     def get_aliased_input_tensor(self, name: str) -> str | None:
         updates = {layer.outputs[0].name: layer.inputs[0].name for layer in self.definition.cache_updates}
+        for layer, aliases in self.definition.in_place:
+            updates.update((layer.outputs[i].name, layer.inputs[j].name) for i, j in aliases.items())
         return updates.get(name)
 
     def create_execution_context(self, config: Any) -> Context:
@@ -242,6 +253,7 @@ def module(name: str = "tensorrt_rtx") -> Any:
         "KVCacheMode": "LINEAR",
         "NetworkDefinitionCreationFlag": "STRONGLY_TYPED",
         "BuilderFlag": "TF32 REFIT",
+        "PreviewFeature": "ALIASED_PLUGIN_IO_10_03",
         "ComputeCapability": "SM80 SM89",
         "ProfilingVerbosity": "DETAILED",
         "CudaGraphStrategy": "DISABLED",

@@ -26,7 +26,16 @@ def add_quantize_options(parser: argparse.ArgumentParser) -> None:
 
 def add_accuracy_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="the directory of a Llama checkpoint in float")
-    parser.add_argument("--recipes", nargs="+", choices=tuple(RECIPES), default=list(RECIPES), metavar="RECIPE")
+    parser.add_argument(
+        "--recipes",
+        nargs="+",
+        choices=tuple(RECIPES),
+        metavar="RECIPE",
+        help="default: all, with both --caches",
+    )
+    parser.add_argument(
+        "--caches", nargs="*", choices=CACHES, metavar="FORMAT", help="KV caches in codes to measure with float weights"
+    )
     parser.add_argument("--tokens", type=int, help="measure on the first so many tokens (default: all)")
     _text_options(parser)
 
@@ -95,13 +104,17 @@ def accuracy(arguments: argparse.Namespace) -> int:
     checkpoint, text = _opened(arguments)
     if arguments.tokens is not None:
         text = replace(text, held_out=text.held_out[: max(0, arguments.tokens)])
+    caches = arguments.caches
+    if caches is None:
+        caches = [] if arguments.recipes else CACHES
     rows = measure(
         checkpoint,
         text,
-        arguments.recipes,
+        arguments.recipes or ([] if arguments.caches else list(RECIPES)),
         calibration_windows=arguments.samples,
         kv_cache=arguments.kv_cache,
-        on_row=lambda row: print(f"{row.recipe}: perplexity {row.perplexity:.3f}", file=sys.stderr, flush=True),
+        caches=caches,
+        on_row=lambda row: print(f"{row.label}: perplexity {row.perplexity:.3f}", file=sys.stderr, flush=True),
     )
     made = json.dumps(document(checkpoint, text, rows, __version__), indent=1, allow_nan=False) + "\n"
     if arguments.json == "-":
@@ -112,7 +125,7 @@ def accuracy(arguments: argparse.Namespace) -> int:
     columns = ("recipe", "perplexity", "loss", "bound", "bytes", "worst layer", "its error", "s", "s on the text")
     table = [
         (
-            row.recipe,
+            row.label,
             f"{row.perplexity:.3f}",
             f"{row.loss:+.2%}",
             "" if row.bound is None else f"{row.bound:.0%}: {'kept' if row.within else 'MISSED'}",

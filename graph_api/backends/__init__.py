@@ -51,9 +51,10 @@ def default_fusion(backend: str) -> str | tuple[str, ...]:
     """What ``Network.fuse`` takes for a backend unless the caller says otherwise.
 
     Every registered op that TensorRT for RTX cannot host splits an engine: attention is worth it, and what the library
-    fuses well by itself (products with their epilogues, normalizations) is left to it.
+    fuses well by itself (products with their epilogues, normalizations) is left to it. So is the write into a 16-bit
+    cache, which it has a layer for; what an 8-bit cache needs runs between engines in any case, and in one launch.
     """
-    return ("flash_attention",) if backend == "tensorrt-rtx" else "all"
+    return ("flash_attention", "rope_quantize_into_cache") if backend == "tensorrt-rtx" else "all"
 
 
 def build(network: Network, backend: str, **options: Any) -> Executable:

@@ -162,7 +162,8 @@ def rope_source(dtype: str) -> Source:
     storage = storage_name(dtype)
     load = {"bfloat16": "load_bfloat16({})", "float16": "static_cast<float>({})"}.get(dtype, "{}")
     store = {"bfloat16": "store_bfloat16({})", "float16": "float16({})"}.get(dtype, "{}")
-    rotated = store.format("mine * c[at] + (d < half ? -other : other) * s[at]")
+    # Products are rounded before they are added, as in the reference and in trtforge::rope_kv_cache_update.
+    rotated = store.format("__fadd_rn(__fmul_rn(mine, c[at]), __fmul_rn(d < half ? -other : other, s[at]))")
     return (
         f"raw {storage} x, raw float32 c, raw float32 s, int32 half, int32 rows, int32 heads, int32 table_stride",
         f"{storage} y",

@@ -35,7 +35,8 @@ class NodeRunner:
         return Gemm(self._stream.ptr, self._workspace.data.ptr)
 
     def run(self, node: Node, arrays: Sequence[Any], dims: Mapping[str, int], outputs: Sequence[Any] = ()) -> list[Any]:
-        """The node's results: new arrays, or for a registered op ``outputs`` where they are given."""
+        """The node's results: new arrays, or for a registered op ``outputs`` where they are given; what it updates in
+        place is the array itself."""
         with ranges.node(node.name, node.op):
             return self._run(node, arrays, dims, outputs)
 
@@ -45,7 +46,8 @@ class NodeRunner:
         if node.op in PRIMITIVES:
             return [self._primitive(node, list(arrays), attributes, sizes[0])]
         made = list(outputs) or [
-            self._cp.empty(size, on_cuda.storage_name(t.dtype)) for size, t in zip(sizes, node.outputs)
+            arrays[node.updates[i]] if i in node.updates else self._cp.empty(size, on_cuda.storage_name(t.dtype))
+            for i, (size, t) in enumerate(zip(sizes, node.outputs))
         ]
         self._registered(node, arrays, attributes, made)
         return made

@@ -125,6 +125,11 @@ class ReferenceExecutable(Executable):
             else:
                 given = {n: np.ascontiguousarray(a) for n, a in zip(node.input_names, arrays) if a is not None}
                 results = list(registry.get(node.op).run_reference(given, attributes).values())
+                for i, position in node.updates.items():
+                    updated = arrays[position]
+                    assert updated is not None
+                    updated[...] = results[i]
+                    results[i] = updated
         except ForgeError as error:
             raise type(error)(f"{node.name}: {error}{_made_at(node)}") from error
         for tensor, array, expected in zip(node.outputs, results, sizes):

@@ -41,12 +41,16 @@ def host_refusal(backend: str, options: BuildOptions, node: Node) -> str | None:
         return refusal(node, trt)
     if backend == "tensorrt-rtx":
         return "a registered op, and TensorRT for RTX takes no plugins from Python"
-    return _plugin_refusal(node, options)
+    return _plugin_refusal(node, trt)
 
 
-def _plugin_refusal(node: Node, options: BuildOptions) -> str | None:
+def _plugin_refusal(node: Node, trt: Any) -> str | None:
+    from trtforge.plugins.eligibility import ALIASING
     from trtforge.plugins.schema import specs_of, unavailable
 
+    if node.updates and not hasattr(getattr(trt, "PreviewFeature", None), ALIASING):
+        updated = ", ".join(t.name for t in node.updated.values())
+        return f"updates {updated} in place, and {trt.__name__} {trt.__version__} has no preview feature {ALIASING}"
     try:
         specs_of(registry.get(node.op))
     except ForgeError as error:

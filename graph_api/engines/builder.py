@@ -143,6 +143,8 @@ def build_piece(
     config = builder.create_builder_config()
     target, _ = target_of(trt, options.compute_capability)
     _configure(trt, config, options, target)
+    if plugins and piece.aliases:
+        _allow_updates(trt, config, piece)
     profile = builder.create_optimization_profile()
     for tensor in (*piece.inputs, *piece.carriers):
         profile.set_shape(tensor.name, *profile_of(tensor.shape, network.dims))
@@ -206,6 +208,14 @@ def _configure(trt: Any, config: Any, options: BuildOptions, target: Any) -> Non
         config.set_compute_capability(target, 0)
     if trt.__name__ == "tensorrt" and options.refittable:
         config.set_flag(trt.BuilderFlag.REFIT)
+
+
+def _allow_updates(trt: Any, config: Any, piece: Piece) -> None:
+    """Let plugins of the piece write into their inputs, where one does."""
+    from trtforge.plugins.eligibility import ALIASING
+
+    if any(node.updates and node.op not in PRIMITIVES for node in piece.nodes):
+        config.set_preview_feature(getattr(trt.PreviewFeature, ALIASING), True)
 
 
 class _TimingCache:

@@ -98,8 +98,9 @@ def lifetimes(network: Network, partition: Partition) -> Lifetimes:
             read: tuple[Tensor, ...] = (*step.inputs, *step.carriers)
         else:
             node = step.node
+            inside = _inside(step)
             for tensor in node.outputs:
-                made(tensor, index, _inside(step))
+                made(tensor, index, inside.get(tensor))
             read = node.tensors
         for tensor in read:
             used(tensor, index)
@@ -109,12 +110,10 @@ def lifetimes(network: Network, partition: Partition) -> Lifetimes:
     return Lifetimes(roots, first, last)
 
 
-def _inside(step: Single) -> Tensor | None:
-    """The tensor whose buffer the node's output is."""
-    if step.kind == VIEW:
-        return step.node.tensors[0]
-    primitive = PRIMITIVES.get(step.node.op)
-    return None if primitive is None or primitive.in_place is None else step.node.inputs[primitive.in_place]
+def _inside(step: Single) -> dict[Tensor, Tensor]:
+    """The outputs of the node that lie in the buffer of another tensor, with that tensor."""
+    node = step.node
+    return {node.outputs[0]: node.tensors[0]} if step.kind == VIEW else node.updated
 
 
 class EngineExecutable(OnDevice):
@@ -244,7 +243,7 @@ class EngineExecutable(OnDevice):
         except ForgeError as error:
             raise type(error)(f"{node.name}: {error}") from error
         for place, result in zip(places, results):
-            if node.op in PRIMITIVES and _inside(single) is None:
+            if node.op in PRIMITIVES and not node.updates:
                 place[...] = result
 
     # --- memory --------------------------------------------------------------------------------------------------

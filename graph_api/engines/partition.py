@@ -153,12 +153,11 @@ def make_piece(network: Network, name: str, nodes: tuple[Node, ...]) -> Piece:
     aliases: dict[str, str] = {}
     outputs: list[Tensor] = []
     for node in nodes:
-        overwritten = _in_place_input(node)
-        if overwritten is not None:
-            aliases[node.outputs[0].name] = overwritten.name
+        updated = node.updated
+        aliases.update((tensor.name, overwritten.name) for tensor, overwritten in updated.items())
         for tensor in node.outputs:
             read_outside = any(n not in inside for n in tensor.consumers)
-            if read_outside or id(tensor) in kept or overwritten is not None:
+            if read_outside or id(tensor) in kept or tensor in updated:
                 outputs.append(tensor)
     parameters = tuple(t.name for t in read if t.kind == "parameter")
     return Piece(name, nodes, inputs, _carriers(network, nodes, inputs), tuple(outputs), aliases, parameters)
@@ -177,11 +176,6 @@ def check_order(network: Network, steps: Iterable[Step]) -> None:
     missing = [n.name for n in network.nodes if n not in done]
     if missing:
         raise GraphError(f"nothing runs {', '.join(missing[:5])} of network {network.name!r}")
-
-
-def _in_place_input(node: Node) -> Tensor | None:
-    primitive = PRIMITIVES.get(node.op)
-    return None if primitive is None or primitive.in_place is None else node.inputs[primitive.in_place]
 
 
 def _kind(node: Node, views: set[Node]) -> str:
@@ -240,7 +234,7 @@ def _sink(network: Network, levels: dict[Node, int], outside: set[Node]) -> None
 
     for node in reversed(network.nodes):
         readers = node.successors
-        if node in outside or not readers or _in_place_input(node) is not None:
+        if node in outside or not readers or node.updates:
             continue
         if any(id(t) in kept for t in node.outputs):
             continue

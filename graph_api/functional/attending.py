@@ -98,7 +98,8 @@ def kv_cache_update(cache: Tensor, new: Tensor, positions: Tensor) -> Tensor:
     """Write new [B, H, S, D] into cache [B, H, Smax, D] in place, sequence b from row ``positions[b]`` (int32 [B]) on.
 
     ``cache`` is a network state (or an input); only the returned tensor may be read afterwards. Rows past Smax are
-    an error in the reference backend and are not written by the cuda backend.
+    an error in the reference backend and are not written by the cuda backend, nor by trtforge::rope_kv_cache_update,
+    which fusion puts in the place of the writes of turned keys and of their values.
     """
     return cache.network.emit("kv_cache_update", (cache, new, positions))[0]
 

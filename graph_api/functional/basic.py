@@ -342,14 +342,10 @@ def dim_value(value: DimLike, dtype: str = "int32") -> Tensor:
 def call(op: str, *inputs: Any, **options: Any) -> Any:
     """A registered op by name, ``call("namespace::name", x, w, bias=b, eps=1e-5)``: ours or a user's.
 
-    Inputs by position or name, attributes by name. Returns a Tensor, or a tuple if the op has several outputs.
+    Inputs by position or name, attributes by name. Returns a Tensor, or a tuple if the op has several outputs. What the
+    op updates in place must be a network state or an input that nothing else reads; its result is read instead.
     """
     registered = registry.get(op)
-    if registered.aliases:
-        raise GraphError(
-            f"{op} updates {', '.join(registered.aliases.values())} in place, and graph nodes make new values; in a "
-            "network use functional.kv_cache_update on a state"
-        )
     names = list(registered.inputs)
     if len(inputs) > len(names):
         raise GraphError(f"{op}: {len(inputs)} inputs were given; inputs: {registered.contract.signature()}")

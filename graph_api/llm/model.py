@@ -1,7 +1,8 @@
 """The Llama architecture (Touvron et al. 2023, arXiv:2302.13971) as a module tree over a static KV cache.
 
 Parameter names are those of Hugging Face, so that a checkpoint binds by name. Everything is written out in
-primitive ops: the fusion passes put the fused GEMMs and flash attention in their place, and report it.
+primitive ops: the fusion passes put the fused GEMMs, the write into the cache and flash attention in their place, and
+report it.
 """
 
 from __future__ import annotations

@@ -50,10 +50,6 @@ def _infer_kv_cache_update(call: Call, cache: Tensor, new: Tensor, positions: Te
     rows, room = constant_value(new.shape[2]), constant_value(capacity)
     if rows is not None and room is not None and rows > room:
         call.fail(f"{rows} new rows do not fit into a cache of {room}", "S of at most Smax")
-    if cache.kind not in ("state", "input"):
-        call.fail(f"the cache is a {cache.kind}", "a network state (net.state) or an input")
-    if cache.users or cache.is_output:
-        call.fail("the cache is read elsewhere, before it is overwritten", "a cache that only this node reads")
     return cache.shape, cache.dtype
 
 

@@ -16,9 +16,9 @@ from trtforge.graph_api.llm.checkpoint import Checkpoint
 from trtforge.graph_api.llm.model import bind_checkpoint, build_network
 from trtforge.graph_api.network import Network
 from trtforge.graph_api.quantization.calibration import WatchingExecutable, run_all
-from trtforge.graph_api.quantization.linears import Linear, is_linear
-from trtforge.graph_api.quantization.passes import quantize_network, relative
-from trtforge.graph_api.quantization.recipes import recipe_of
+from trtforge.graph_api.quantization.linears import find
+from trtforge.graph_api.quantization.passes import SKIPPED, quantize_network, relative
+from trtforge.graph_api.quantization.recipes import Recipe, recipe_of
 from trtforge.graph_api.quantization.text import Text, samples
 from trtforge.graph_api.tensor import Tensor
 
@@ -35,9 +35,13 @@ BOUNDS = {
 }
 
 
+#: The same for a cache in codes, with float weights.
+CACHE_BOUND = 0.01
+
+
 @dataclass(frozen=True)
 class Accuracy:
-    """One recipe against the float model on the same text.
+    """One recipe, or a cache in codes with float weights (``recipe`` is "float"), against the float model on a text.
 
     ``loss``: how much larger the perplexity is, as a share; ``layers``: ‖q - f‖ / ‖f‖ of each layer's output by layer,
     with everything before it quantized too; ``nbytes``: of all weights, those in float too; ``quantize_seconds`` with
@@ -53,6 +57,11 @@ class Accuracy:
     run_seconds: float
     kv_cache: str | None = None
     layers: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The recipe, and the format of the cache where that is in codes."""
+        return self.recipe + (f" + {self.kv_cache} cache" if self.kv_cache else "")
 
     @property
     def within(self) -> bool:
@@ -118,43 +127,48 @@ def measure(
     window: int = WINDOW,
     calibration_windows: int = CALIBRATION_WINDOWS,
     kv_cache: str | None = None,
+    caches: Sequence[str] = (),
     on_row: Callable[[Accuracy], None] = lambda row: None,
 ) -> list[Accuracy]:
     """The float model (first), and every recipe, on ``text.held_out``; calibrated on ``text.calibration``.
+
+    ``kv_cache``: the format of the cache with every recipe; ``caches``: formats to measure with float weights.
 
     Raises UsageError for an unknown recipe, a text too short, or a checkpoint that is quantized already.
     """
     if checkpoint.config.quantization is not None:
         raise UsageError(f"{checkpoint.directory}: is quantized already; accepted is the float checkpoint")
-    chosen = [recipe_of(name) for name in recipes]
+    chosen: list[tuple[Recipe | None, str | None]] = [(recipe_of(name), kv_cache) for name in recipes]
+    chosen += [(None, cache) for cache in caches]
     window = min(window, checkpoint.config.max_position_embeddings)
     data = samples(text.calibration, calibration_windows, window)
     network = fresh_network(checkpoint, window)
-    nodes = {Linear(node).name: node.name for node in network.walk(is_linear)}
+    nodes = {linear.name: linear.node.name for linear in find(network, SKIPPED, num_bits=8)[0]}
     started = time.perf_counter()
     base = perplexity(network, text.held_out, window, "float model")
     rows = [Accuracy("float", base, 0.0, None, _nbytes(network), 0.0, time.perf_counter() - started)]
     on_row(rows[0])
     probe = {"tokens": text.held_out[None, :window], "positions": np.zeros(1, np.int32)}
     exact = outputs_of(network, nodes, probe)
-    for recipe in chosen:
+    for recipe, cache in chosen:
         network = fresh_network(checkpoint, window)
         started = time.perf_counter()
-        report = quantize_network(network, recipe, data, kv_cache=kv_cache)
+        report = quantize_network(network, recipe, data, kv_cache=cache)
         quantized = time.perf_counter()
-        found = perplexity(network, text.held_out, window, recipe.name)
+        found = perplexity(network, text.held_out, window, report.recipe)
         ended = time.perf_counter()
-        outputs = outputs_of(network, {layer.name: layer.node for layer in report.layers}, probe)
+        watched = {layer.name: layer.node for layer in report.layers} if recipe else nodes
+        outputs = outputs_of(network, watched, probe)
         errors = {name: relative(array, exact[name]) for name, array in outputs.items()}
         row = Accuracy(
-            recipe.name,
+            report.recipe,
             found,
             found / base - 1.0,
-            BOUNDS.get(recipe.name),
+            BOUNDS.get(recipe.name) if recipe else CACHE_BOUND,
             _nbytes(network),
             quantized - started,
             ended - quantized,
-            kv_cache,
+            cache,
             errors,
         )
         rows.append(row)

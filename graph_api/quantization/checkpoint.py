@@ -45,7 +45,10 @@ def save_quantized(
     if target.resolve() == source.resolve():
         raise UsageError(f"{target}: is the checkpoint that is quantized; accepted is another directory")
     if not report.packed:
-        raise GraphError("the report has no codes: it was made from plain data; pass what quantize_network returned")
+        raise GraphError(
+            "the report has no codes of layers: no recipe was given, or it was made from plain data; pass what "
+            "quantize_network returned with a recipe"
+        )
     config = _config(source)
     first = next(iter(report.packed.values()))
     group = first.scheme.weights.group_size

@@ -28,7 +28,7 @@ SKIPPED = ("*lm_head*", "*embed*")
 
 def quantize_network(
     network: Network,
-    recipe: str | Recipe,
+    recipe: str | Recipe | None,
     calibration_data: Any = None,
     *,
     skip: Sequence[str] = SKIPPED,
@@ -41,29 +41,33 @@ def quantize_network(
     becomes ``quantize -> trtforge::scaled_gemm`` where activations are quantized (float32 networks: dequantize and
     matmul), and ``dequantize -> matmul`` where weights alone are.
 
-    ``recipe``: a name in ``RECIPES`` or a :class:`Recipe`. ``calibration_data``: a series of mappings from input names
-    to arrays, needed by int8_smoothquant, fp8_tensor, w4a16_awq and ``kv_cache``, and used by all for the error of each
-    layer. ``skip``: patterns (fnmatch) of layer, weight or node names that stay in float. ``observer``: ``absmax``,
-    ``percentile``, ``mse`` or an observer object, for static scales. ``kv_cache``: ``float8_e4m3fn`` or ``int8`` keeps
-    the states that ``kv_cache_update`` writes in codes, one static scale each.
+    ``recipe``: a name in ``RECIPES``, a :class:`Recipe`, or None where ``kv_cache`` alone is wanted.
+    ``calibration_data``: a series of mappings from input names to arrays, needed by int8_smoothquant, fp8_tensor,
+    w4a16_awq and ``kv_cache``, and used by all for the error of each layer. ``skip``: patterns (fnmatch) of layer,
+    weight or node names that stay in float. ``observer``: ``absmax``, ``percentile``, ``mse`` or an observer object,
+    for static scales. ``kv_cache``: ``float8_e4m3fn`` or ``int8`` keeps the states that ``kv_cache_update`` writes in
+    codes, one static scale each.
 
     Raises UsageError for a wrong recipe, observer, kv_cache or kind of data, GraphError for data that do not fit the
     network's inputs, and for a network with fused or unbound layers. Nothing has changed when it raises.
     """
     started = time.perf_counter()
-    chosen = recipe_of(recipe)
+    chosen = None if recipe is None else recipe_of(recipe)
+    if chosen is None and kv_cache is None:
+        raise UsageError("recipe and kv_cache are None, which quantizes nothing; give one of them, or both")
     fresh(observer)
     if isinstance(skip, str):
         raise UsageError(f"skip is the string {skip!r}; accepted: a list of patterns, [{skip!r}]")
     if kv_cache is not None and kv_cache not in CACHES:
         raise UsageError(f"kv_cache is {kv_cache!r}; accepted: {', '.join(CACHES)}, None")
-    linears, skipped = find(network, skip, chosen.scheme.weights.num_bits)
+    linears, skipped = ([], []) if chosen is None else find(network, skip, chosen.scheme.weights.num_bits)
     _check(network, chosen, linears)
     writers = caches(network) if kv_cache is not None else []
     if kv_cache is not None and not writers:
         raise GraphError(f"network {network.name!r} writes no float state by kv_cache_update; leave kv_cache out")
-    if calibration_data is None and (chosen.needs_data or writers):
-        why = f"the recipe {chosen.name}" if chosen.needs_data else f"kv_cache={kv_cache!r}"
+    needing = chosen is not None and chosen.needs_data
+    if calibration_data is None and (needing or writers):
+        why = f"the recipe {_name(chosen)}" if needing else f"kv_cache={kv_cache!r}"
         raise UsageError(f"{why} needs calibration_data: a series of mappings from input names to arrays")
     groups = by_input(linears)
     known: dict[Tensor, Statistics] = {}
@@ -71,35 +75,15 @@ def quantize_network(
         watched = [*groups, *(node.tensors[1] for node in writers)]
         known = calibrate(network, watched, samples_of(calibration_data), lambda: fresh(observer))
     moved: list[str] = []
-    before = {linear.name: network.weights[linear.weight.name].nbytes for linear in linears}
-    if chosen.smooth is not None or chosen.search:
-        moved = move_scales(network, groups, known, chosen.scheme, chosen.smooth)
-    packed = {linear.name: _packed(network, linear, chosen, known) for linear in linears}
-    errors = {linear.name: _errors(network, linear, packed[linear.name], known) for linear in linears}
+    layers: list[Quantized] = []
+    packed: dict[str, PackedLinear] = {}
     scales = [] if kv_cache is None else [_static_scale(known[node.tensors[1]], kv_cache) for node in writers]
-    rewriter = Rewriter(network)
-    layers = []
-    for linear in linears:
-        node, how = rewriter.replace(linear, packed[linear.name])
-        weight_error, output_error = errors[linear.name]
-        one = packed[linear.name]
-        layers.append(
-            Quantized(
-                linear.name,
-                node.name,
-                one.shape,
-                chosen.scheme.weights.num_bits,
-                how,
-                weight_error,
-                output_error,
-                before[linear.name],
-                one.nbytes,
-            )
-        )
+    if chosen is not None:
+        moved, packed, layers = _quantize_layers(network, chosen, linears, groups, known)
     names = [quantize_cache(network, node, s, kv_cache or "") for node, s in zip(writers, scales)]
     return QuantizationReport(
         network.name,
-        chosen.name,
+        _name(chosen),
         tuple(layers),
         tuple(skipped),
         tuple(moved),
@@ -110,10 +94,39 @@ def quantize_network(
     )
 
 
-def _check(network: Network, recipe: Recipe, linears: list[Linear]) -> None:
+def _quantize_layers(
+    network: Network,
+    recipe: Recipe,
+    linears: list[Linear],
+    groups: Mapping[Tensor, list[Linear]],
+    known: Mapping[Tensor, Statistics],
+) -> tuple[list[str], dict[str, PackedLinear], list[Quantized]]:
+    """Parameters that took moved scales, the codes by layer, and what became of each layer."""
+    moved: list[str] = []
+    before = {linear.name: network.weights[linear.weight.name].nbytes for linear in linears}
+    if recipe.smooth is not None or recipe.search:
+        moved = move_scales(network, groups, known, recipe.scheme, recipe.smooth)
+    packed = {linear.name: _packed(network, linear, recipe, known) for linear in linears}
+    errors = {linear.name: _errors(network, linear, packed[linear.name], known) for linear in linears}
+    rewriter = Rewriter(network)
+    layers = []
+    for linear in linears:
+        one = packed[linear.name]
+        node, how = rewriter.replace(linear, one)
+        bits = recipe.scheme.weights.num_bits
+        sizes = before[linear.name], one.nbytes
+        layers.append(Quantized(linear.name, node.name, one.shape, bits, how, *errors[linear.name], *sizes))
+    return moved, packed, layers
+
+
+def _name(recipe: Recipe | None) -> str:
+    return "float" if recipe is None else recipe.name
+
+
+def _check(network: Network, recipe: Recipe | None, linears: list[Linear]) -> None:
     if network.fusion_report is not None and network.fusion_report.replacements:
         raise GraphError(f"network {network.name!r} was fused already; quantize it before .fuse()")
-    if not linears:
+    if recipe is not None and not linears:
         raise GraphError(f"network {network.name!r} has no linear layer for the recipe {recipe.name}; see skip=")
     unbound = [linear.weight.name for linear in linears if linear.weight.name not in network.weights]
     if unbound:

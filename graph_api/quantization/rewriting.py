@@ -135,14 +135,21 @@ def quantize_cache(network: Network, node: Node, scale: np.ndarray, to: str) -> 
     network.weights[name] = scale
 
     def written() -> Tensor:
-        codes = F.quantize(new, factor, to=to)
+        codes = F.quantize(_unrounded(new), factor, to=to)
         return F.dequantize(F.kv_cache_update(codes_state, codes, positions), factor, to=dtype)
 
     network.redirect(result, inserted(network, node, scope, written))
-    network.nodes.remove(node)
-    for tensor in node.tensors:
-        tensor._users = [use for use in tensor._users if use[0] is not node]
+    network.remove(node)
+    network.prune()
     return name
+
+
+def _unrounded(new: Tensor) -> Tensor:
+    """Turned keys as the rotary embedding computes them, in float32: codes are then rounded once, fused or not."""
+    if new.producer is None or new.producer.op != "rope":
+        return new
+    x, cos, sin = new.producer.tensors
+    return F.rope(F.cast(x, "float32"), cos, sin)
 
 
 def _name(packed: PackedLinear, what: str) -> str:

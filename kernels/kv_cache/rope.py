@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 
 from trtforge.bindings.dtypes import dtype
-from trtforge.kernels import HALF, Case, Cost, Launch, Op, Tensor, cdiv, cuda, next_power_of_2, sym, triton
-from trtforge.kernels.kv_cache import peers
+from trtforge.kernels import HALF, Case, Cost, Launch, Op, Tensor, cdiv, cuda, minimum, next_power_of_2, sym, triton
+from trtforge.kernels.kv_cache import paging, patterns, peers
+from trtforge.kernels.kv_cache.paging import EIGHT_BIT
 from trtforge.kernels.quantize import reference as quantization
 from trtforge.kernels.quantize.granularity import EXACT, TRITON_TYPES
 from trtforge.kernels.quantize.reference import QMAX
@@ -14,18 +15,13 @@ from trtforge.kernels.quantize.reference import QMAX
 THREADS = 128
 #: Elements of a 16-bit type that one access moves.
 LANES = 8
-EIGHT_BIT = ("float8_e4m3fn", "int8")
 #: Elements of one half of all heads that a Triton program holds.
 TRITON_TILE = 8192
 
 
-def _capacity(d: Any, has: Any) -> int:
-    return int(d.page_size * (d.max_pages if has.block_table else 1))
-
-
 def _sample_positions(rng: Any, shape: Any, d: Any, has: Any) -> np.ndarray:
     """Rows that fit; of three or more sequences the first begins before the cache and the last ends behind it."""
-    capacity = _capacity(d, has)
+    capacity = int(paging.capacity(d, has))
     found = rng.integers(0, max(capacity - d.T, 0) + 1, shape)
     if shape[0] > 2:
         found[0], found[-1] = -(d.T // 2) - 1, capacity - (d.T + 1) // 2
@@ -55,7 +51,11 @@ def _cache(doc: str, kind: Any) -> Tensor:
 
 def _scale(name: str) -> Tensor:
     return Tensor(
-        "H", dtype="float32", optional=True, sample=_sample_scale, doc=f"value of one unit of {name}, by head"
+        "scales",
+        dtype="float32",
+        optional=True,
+        sample=_sample_scale,
+        doc=f"value of one unit of {name}: one, or one by head",
     )
 
 
@@ -63,9 +63,14 @@ def _table(function: Any, name: str) -> Tensor:
     return Tensor("B", "T", sym("D") // 2, dtype="float32", sample=_sample_angle(function), doc=f"{name} of the angles")
 
 
-def _case(b: int, h: int, t: int, d: int, room: int, new: str, kept: str, page: int = 0, **more: Any) -> Case:
-    """``room``: rows of each sequence; ``page``: rows of a page, 0 for a contiguous cache."""
+def _case(
+    b: int, h: int, t: int, d: int, room: int, new: str, kept: str, page: int = 0, scales: int = 0, **more: Any
+) -> Case:
+    """``room``: rows of each sequence; ``page``: rows of a page, 0 for a contiguous cache; ``scales``: how many an
+    8-bit cache has, 0 for one by head."""
     dims = {"B": b, "H": h, "T": t, "D": d}
+    if kept in EIGHT_BIT:
+        dims["scales"] = scales or h
     if page:
         dims |= {"pages": b * -(-room // page) + 2, "page_size": page, "max_pages": -(-room // page)}
     else:
@@ -79,11 +84,11 @@ rope_kv_cache_update = Op(
     doc="New keys and values go into a KV cache in place, in one launch. Keys are turned by their rotary angles (Su et "
     "al., arXiv:2104.09864; halves as in GPT-NeoX and Llama): first·cos - second·sin and second·cos + first·sin, "
     "products and sums rounded to float32; values stay. An 8-bit cache gets saturate(round(x / scale)) with one scale "
-    "per head, as trtforge::paged_attention_8bit reads it, with the rounding and NaN of trtforge::quantize_token; a "
-    "16-bit cache, of the type of k, the nearest number.\n\nToken t of sequence b goes to row positions[b] + t. Row r "
-    "lies in row r % page_size of page block_table[b, r // page_size]; without a block table the cache is contiguous: "
-    "page b is sequence b. Rows beyond the cache and rows of page numbers outside of 0 to pages - 1 are dropped. No "
-    "two sequences may write the same page.",
+    "per head, as trtforge::paged_attention_8bit reads it, or one for all heads, with the rounding and NaN of "
+    "trtforge::quantize_token; a 16-bit cache, of the type of k, the nearest number.\n\n"
+    "Token t of sequence b goes to row positions[b] + t. Row r lies in row r % page_size of page block_table[b, r // "
+    "page_size]; without a block table the cache is contiguous: page b is sequence b. Rows beyond the cache and rows "
+    "of page numbers outside of 0 to pages - 1 are dropped. No two sequences may write the same page.",
     inputs={
         "k_cache": _cache("keys, page by page; changed", (*HALF, *EIGHT_BIT)),
         "v_cache": _cache("values, page by page; changed", "k_cache"),
@@ -94,14 +99,7 @@ rope_kv_cache_update = Op(
         "positions": Tensor("B", dtype="int32", sample=_sample_positions, doc="row of the first new token"),
         "k_scale": _scale("k_cache"),
         "v_scale": _scale("v_cache"),
-        "block_table": Tensor(
-            "B",
-            "max_pages",
-            dtype="int32",
-            optional=True,
-            sample=_sample_table,
-            doc="pages of each sequence; absent: page b is sequence b",
-        ),
+        "block_table": paging.block_table(_sample_table),
     },
     outputs={"k_updated": Tensor(alias="k_cache"), "v_updated": Tensor(alias="v_cache")},
     rules=[
@@ -112,18 +110,16 @@ rope_kv_cache_update = Op(
             "an 8-bit cache needs k_scale and v_scale, and a 16-bit cache takes neither",
         ),
         (
+            lambda d, has: not has.k_scale or d.scales in (1, d.H),
+            "k_scale and v_scale must have one element, or one for each of the H heads",
+        ),
+        (
             lambda dt: dt.k_cache in EIGHT_BIT or dt.k_cache == dt.k,
             "a 16-bit cache must have the dtype of k: cast one of them",
         ),
-        (
-            lambda d, has: has.block_table or d.pages == d.B,
-            "without block_table, page b is sequence b: pages must equal B, or pass a block_table",
-        ),
+        paging.CONTIGUOUS,
         (lambda d: d.B * d.H * d.T * d.D < 1 << 31, "B · H · T · D must be below 2^31: threads are counted in 32 bits"),
-        (
-            lambda d, has: d.page_size * (d.max_pages if has.block_table else 1) < 1 << 31,
-            "a sequence must have fewer than 2^31 rows",
-        ),
+        (lambda d, has: paging.capacity(d, has) < 1 << 31, "a sequence must have fewer than 2^31 rows"),
     ],
     tolerance=EXACT,
     cases=[
@@ -133,6 +129,8 @@ rope_kv_cache_update = Op(
         _case(4, 3, 3, 64, 48, "float16", "int8", page=16),
         _case(3, 2, 20, 80, 48, "float16", "float8_e4m3fn", page=16),
         _case(3, 2, 6, 6, 7, "bfloat16", "int8"),
+        _case(3, 2, 5, 32, 40, "float16", "float8_e4m3fn", scales=1),
+        _case(3, 2, 6, 6, 12, "bfloat16", "int8", page=3, scales=1),
         _case(3, 2, 6, 6, 12, "float16", "float16", page=3),
         _case(16, 8, 1, 128, 4096, "bfloat16", "float8_e4m3fn", tags=("gpu",)),
         _case(5, 8, 700, 128, 1500, "float16", "int8", page=64, tags=("gpu",)),
@@ -194,8 +192,14 @@ def _(rng: Any, d: Any, has: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """One head."""
     h = int(rng.integers(d.H))
     index: dict[str, Any] = dict.fromkeys(("k_cache", "v_cache", "k", "v"), np.s_[:, h : h + 1])
-    index |= {name: np.s_[h : h + 1] for name in ("k_scale", "v_scale") if has[name]}
+    if has.k_scale and d.scales == d.H:
+        index |= dict.fromkeys(("k_scale", "v_scale"), np.s_[h : h + 1])
     return index, {"k_updated": np.s_[:, h : h + 1], "v_updated": np.s_[:, h : h + 1]}
+
+
+def _scale_stride(d: Any, has: Any) -> Any:
+    """Elements from a head's scale to the next head's: 0 where all heads have one."""
+    return minimum(d.scales - 1, 1) if has.k_scale else 0
 
 
 def _launch(d: Any, has: Any, lanes: int) -> Launch:
@@ -203,7 +207,7 @@ def _launch(d: Any, has: Any, lanes: int) -> Launch:
         grid=cdiv(d.B * d.H * d.T * (d.D // (2 * lanes)), THREADS),
         block=THREADS,
         scalars=(d.B, d.H, d.T, d.pages, d.page_size, d.max_pages if has.block_table else 1),
-        constants={"THREADS": THREADS, "LANES": lanes, "HEAD_DIM": d.D},
+        constants={"THREADS": THREADS, "LANES": lanes, "HEAD_DIM": d.D, "SCALE_STRIDE": _scale_stride(d, has)},
     )
 
 
@@ -242,9 +246,11 @@ def _(d: Any, dt: Any, has: Any) -> Launch:
             "HALF": d.D // 2,
             "BLOCK_HEADS": next_power_of_2(d.H),
             "BLOCK_HALF": next_power_of_2(d.D // 2),
+            "SCALE_STRIDE": _scale_stride(d, has),
             "TO": dt.k_cache,
         },
     )
 
 
+patterns.declare(rope_kv_cache_update)
 peers.declare(rope_kv_cache_update)

@@ -5,7 +5,7 @@
 //                                           a                                  c
 //   cos, sin [B, T, D/2] ─────────────▶  a·cos - c·sin                    c·cos + a·sin        float32, products rounded
 //   v [B, H, T, D]   ─────────────────▶  a                                c
-//                                           │ / k_scale[h], v_scale[h]         │               8-bit caches only
+//                                           │ / k_scale[h], v_scale[h]         │               8-bit caches only (or [0])
 //                                           ▼                                  ▼
 //   cache [pages, H, page_size, D]    page = block_table[b, row / page_size] (or b), row = positions[b] + t
 //
@@ -14,7 +14,7 @@
 // outside of 0 .. capacity - 1, and rows of pages that do not exist, are dropped.
 //
 // Compile-time: THREADS, LANES (elements of a vector: 8, or 1 where rows are no multiple of 32 bytes), HEAD_DIM,
-// k_t (new keys), k_cache_t (cache), HAS_K_SCALE, HAS_BLOCK_TABLE.
+// SCALE_STRIDE (1, or 0 for one scale of all heads), k_t (new keys), k_cache_t (cache), HAS_K_SCALE, HAS_BLOCK_TABLE.
 
 #include "common/quantize.cuh"
 #include "common/vector_io.cuh"
@@ -127,7 +127,7 @@ rope_kv_cache_update(const void*, const void*, const k_t* __restrict__ k, const 
     const size_t to = ((static_cast<size_t>(page) * heads + head) * page_size + row % page_size) * HEAD_DIM + piece;
 
 #if HAS_K_SCALE
-    const Writer keys(__ldg(k_scale + head)), values(__ldg(v_scale + head));
+    const Writer keys(__ldg(k_scale + head * SCALE_STRIDE)), values(__ldg(v_scale + head * SCALE_STRIDE));
 #else
     const Writer keys, values;
 #endif

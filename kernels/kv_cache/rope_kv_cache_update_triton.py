@@ -7,11 +7,11 @@ from trtforge.kernels.common.quantize_triton import encode
 
 
 @triton.jit
-def _put(cache, offset, value, scale, head, stored, TO: tl.constexpr):
+def _put(cache, offset, value, scale, at, stored, TO: tl.constexpr):
     if scale is None:
         tl.store(cache + offset, value.to(cache.dtype.element_ty), mask=stored)
     else:
-        divisor = tl.load(scale + head)[:, None]
+        divisor = tl.load(scale + at)[:, None]
         code = encode(tl.math.div_rn(value, tl.broadcast_to(divisor, value.shape)), TO)
         tl.store(cache + offset, code.to(tl.uint8).to(cache.dtype.element_ty, bitcast=True), mask=stored)
 
@@ -38,6 +38,7 @@ def rope_kv_cache_update(
     HALF: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
+    SCALE_STRIDE: tl.constexpr,
     TO: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
@@ -63,7 +64,8 @@ def rope_kv_cache_update(
         kept = kept & (page >= 0) & (page < pages)
     target = ((page * heads + head) * page_size + row % page_size)[:, None] * (2 * HALF) + column
     stored = inside & kept
-    _put(k_updated, target, first * cos_at - second * sin_at, k_scale, head, stored, TO)
-    _put(k_updated, target + HALF, second * cos_at + first * sin_at, k_scale, head, stored, TO)
-    _put(v_updated, target, v_first, v_scale, head, stored, TO)
-    _put(v_updated, target + HALF, v_second, v_scale, head, stored, TO)
+    at = head * SCALE_STRIDE
+    _put(k_updated, target, first * cos_at - second * sin_at, k_scale, at, stored, TO)
+    _put(k_updated, target + HALF, second * cos_at + first * sin_at, k_scale, at, stored, TO)
+    _put(v_updated, target, v_first, v_scale, at, stored, TO)
+    _put(v_updated, target + HALF, v_second, v_scale, at, stored, TO)
